@@ -1,0 +1,125 @@
+// The five verbs and the transpose, as one table that each backend fills.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "moba/context.h"
+#include "moba/selection.h"
+#include "moba/tensor.h"
+
+namespace moba {
+
+/// Several sequences laid end to end. Both offset tensors are int32 or int64 [sequences + 1], on the tensors' device,
+/// and are not read by the host where that is a GPU; the maxima are upper bounds that the host knows.
+struct PackedBatch {
+  ConstTensorView cu_seqlens_q;
+  ConstTensorView cu_seqlens_k;
+  std::int64_t max_seqlen_q = 0;
+  std::int64_t max_seqlen_k = 0;
+  std::int64_t sequences() const { return cu_seqlens_k.shape[0] - 1; }
+};
+
+/// Attention over a part of the keys: out [Tq, H, Dv] (float32, float64 or the input dtype) and its log-sum-exp,
+/// natural logarithm, float32 (float64 beside float64) [H, Tq]. A row with no key is {0, -inf}.
+struct Partial {
+  TensorView out;
+  TensorView lse;
+};
+
+// Shapes: Tq, Tk packed tokens; H query heads; HK key/value heads, H % HK == 0; D head dim; Dv value dim; B block size;
+// R = block_rows(Tk, sequences, B). The last axis of every tensor has stride 1; other strides are free. q, k, v, out
+// and gradients share one dtype among float32, bfloat16, float16 (and float64 in the reference).
+
+/// representatives[block row, hk, :] = mean of the block's keys, accumulated in float32 in token order, rounded once.
+/// Rows of `representatives` that no block owns are left as they are.
+struct PoolArgs {
+  ConstTensorView k;  // [Tk, HK, D]
+  PackedBatch batch;  // cu_seqlens_k is used
+  std::int64_t block_size = 0;
+  TensorView representatives;  // [R, HK, D], dtype of k
+};
+
+/// scores[row, h, i] = q[row, h] · representative of block i, unscaled, accumulated in float32; -inf where block i is
+/// not wholly before the row's own block, and where the product is NaN. For diagnosis and tests: rows x blocks.
+struct ScoreArgs {
+  ConstTensorView q;                // [Tq, H, D]
+  ConstTensorView representatives;  // [R, HK, D]
+  PackedBatch batch;
+  std::int64_t block_size = 0;
+  TensorView scores;  // float32 (float64 beside float64) [Tq, H, ceil(max_seqlen_k / B)]
+};
+
+/// The budget best past blocks of each row: by score, ties to the lower index, never scored -inf. Fills
+/// `selection.blocks`. Does not keep scores: memory is O(rows * budget).
+struct SelectArgs {
+  ConstTensorView q;                // [Tq, H, D]
+  ConstTensorView representatives;  // [R, HK, D]
+  PackedBatch batch;
+  Selection selection;  // kList, with room in `blocks`
+};
+
+struct InvertArgs {
+  PackedBatch batch;
+  Selection selection;          // kList
+  std::int64_t rows = 0;        // Tq
+  std::int64_t total_keys = 0;  // Tk
+  Inverse inverse;
+};
+
+struct AttendArgs {
+  ConstTensorView q;  // [Tq, H, D]
+  ConstTensorView k;  // [Tk, HK, D]
+  ConstTensorView v;  // [Tk, HK, Dv]
+  PackedBatch batch;
+  Selection selection;
+  double softmax_scale = 0.0;  // > 0
+  Partial result;              // out [Tq, H, Dv] in the dtype of q, lse [H, Tq]
+};
+
+/// With the lse of the whole row, the gradient is a sum over blocks. dS = P * (dP - delta + dlse).
+struct AttendBackwardArgs {
+  ConstTensorView q, k, v;  // as in AttendArgs
+  PackedBatch batch;
+  Selection selection;
+  double softmax_scale = 0.0;
+  ConstTensorView out;   // [Tq, H, Dv]: the forward's
+  ConstTensorView lse;   // [H, Tq]: the forward's
+  ConstTensorView dout;  // [Tq, H, Dv]
+  ConstTensorView dlse;  // [H, Tq], or absent for zero
+  TensorView dq;         // [Tq, H, D]
+  TensorView dk;         // [Tk, HK, D]
+  TensorView dv;         // [Tk, HK, Dv]
+};
+
+/// lse = log sum exp(lse_i), out = sum exp(lse_i - lse) out_i, in the order given. Exact for parts over disjoint keys;
+/// associative and commutative up to rounding; {0, -inf} is the neutral element; never NaN from finite parts.
+struct MergeArgs {
+  std::span<const Partial> parts;
+  Partial result;
+};
+
+/// A set of implementations of the verbs. Stateless: one constant object a backend, safe to use from any thread.
+/// Arguments were checked by the caller (`checks.h`); results are the same bits for any `Context::num_threads`.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const char* name() const = 0;
+  virtual bool supports(DType dtype) const = 0;
+
+  virtual void pool(Context& context, const PoolArgs& args) const = 0;
+  virtual void score(Context& context, const ScoreArgs& args) const = 0;
+  virtual void select(Context& context, const SelectArgs& args) const = 0;
+  virtual void invert(Context& context, const InvertArgs& args) const = 0;
+  virtual void attend(Context& context, const AttendArgs& args) const = 0;
+  virtual void attend_backward(Context& context, const AttendBackwardArgs& args) const = 0;
+  virtual void merge(Context& context, const MergeArgs& args) const = 0;
+};
+
+/// Plain loops in double precision: the oracle, and a complete backend. float64, float32, bfloat16, float16 on the CPU.
+const Backend& reference_backend();
+
+/// SIMD and the caller's threads: float32, bfloat16, float16 on the CPU.
+const Backend& cpu_backend();
+
+}  // namespace moba
