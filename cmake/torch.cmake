@@ -27,3 +27,11 @@ file(WRITE ${CMAKE_BINARY_DIR}/torch_pch.cpp "// Holds the precompiled header.\n
 add_library(moba_torch_pch OBJECT ${CMAKE_BINARY_DIR}/torch_pch.cpp)
 target_link_libraries(moba_torch_pch PRIVATE moba::libtorch)
 target_precompile_headers(moba_torch_pch PRIVATE <torch/torch.h> <torch/library.h>)
+
+# moba_use_torch_pch(target): compile with the shared precompiled header. It is built with -fPIC, so an executable must be too
+# (CMake would give it -fPIE, and GCC refuses a header made with other settings).
+function(moba_use_torch_pch target)
+  target_precompile_headers(${target} REUSE_FROM moba_torch_pch)
+  set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+  target_compile_options(${target} PRIVATE -fPIC)
+endfunction()
