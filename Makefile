@@ -1,0 +1,56 @@
+# The commands of this project. `make help` lists them. Two are enough: `make demo` and `make test`.
+SHELL := /bin/bash
+BUILD ?= build
+JOBS  ?= $(shell nproc)
+DEMO_OUT ?= $(BUILD)/demo
+# Long real text that every Debian and Ubuntu has; TEXT="a.txt b.txt" names your own.
+TEXT ?= $(wildcard /usr/share/common-licenses/*[0-9])
+
+.PHONY: help deps build python demo test test-core test-python test-nosimd test-aarch64 check format bundle bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+deps:
+	@scripts/install_deps.sh build
+
+build: deps  ## build/moba, the program, and build/libmoba_torch.so
+	@cmake -S . -B $(BUILD) -G Ninja -DMOBA_TESTS=OFF > $(BUILD).configure.log 2>&1 || { cat $(BUILD).configure.log; exit 1; }
+	@rm -f $(BUILD).configure.log
+	@cmake --build $(BUILD) -j $(JOBS)
+
+python: build  ## .venv/bin/python that imports torch and libmoba
+	@scripts/install_python.sh
+
+demo: build  ## hide facts in long text, let the shipped model find them with full attention and with MoBA
+	@scripts/demo.sh $(BUILD) $(DEMO_OUT) $(TEXT)
+
+test: test-core test-python  ## every test that this machine can run
+
+test-core:
+	@scripts/install_deps.sh test
+	@cmake -S . -B $(BUILD) -G Ninja -DMOBA_TESTS=ON > /dev/null
+	@cmake --build $(BUILD) -j $(JOBS)
+	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) --timeout 900
+
+test-python: python
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/requirements-test.txt
+	.venv/bin/python -m pytest tests/python tests/app -q
+
+test-aarch64:  ## the core's tests on emulated 64-bit Arm (qemu-user; slow)
+	@scripts/test_aarch64.sh
+
+check:  ## format, layering and file-size rules
+	@scripts/check.sh
+
+format:  ## rewrite the sources with clang-format
+	@git ls-files '*.h' '*.cpp' | xargs clang-format -i
+
+bench: build  ## attention on this CPU against torch's dense attention
+	@$(BUILD)/moba bench attend --device cpu
+
+bundle: build  ## dist/moba-bundle.tar.gz: program, operators, tests and configs for another (GPU) machine
+	@scripts/make_bundle.sh $(BUILD)
+
+clean:
+	rm -rf $(BUILD) dist

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The main job on a bare CPU: facts hidden in long real text, read with full attention and with MoBA.
+#   scripts/demo.sh BUILD OUT TEXT…
+set -euo pipefail
+build=$1 out=$2
+shift 2
+if [ $# -eq 0 ]; then
+  echo "demo: no text found under /usr/share/common-licenses; name some: make demo TEXT='a.txt b.txt'" >&2
+  exit 1
+fi
+mkdir -p "$out"
+echo "== 4K and 16K bytes, full attention and MoBA"
+"$build/moba" needle --text "$@" --lengths 4096,16384 --depths 5 --needles 4 --attention full,moba \
+  --json "$out/needle.json" --html "$out/needle.html" --png "$out/needle.png"
+echo
+echo "== 64K bytes, MoBA"
+"$build/moba" needle --text "$@" --lengths 65536 --depths 2 --needles 5 --attention moba \
+  --json "$out/needle-64k.json" --html "$out/needle-64k.html"
+echo
+echo "Page: $out/needle.html   picture: $out/needle.png   64K: $out/needle-64k.html"
