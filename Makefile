@@ -41,10 +41,12 @@ test-aarch64:  ## the core's tests on emulated 64-bit Arm (qemu-user; slow)
 	@scripts/test_aarch64.sh
 
 check:  ## format, layering and file-size rules
+	@scripts/install_deps.sh test
 	@scripts/check.sh
 
 format:  ## rewrite the sources with clang-format
-	@git ls-files '*.h' '*.cpp' | xargs clang-format -i
+	@scripts/install_deps.sh test
+	@git ls-files '*.h' '*.cpp' | xargs .venv/bin/clang-format -i
 
 bench: build  ## attention on this CPU against torch's dense attention
 	@$(BUILD)/moba bench attend --device cpu

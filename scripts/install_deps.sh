@@ -10,7 +10,7 @@ what=${1:-build}
 packages=(g++ cmake ninja-build pkg-config python3 python3-venv libhwy-dev libsentencepiece-dev libcli11-dev
   nlohmann-json3-dev libtomlplusplus-dev libfmt-dev libspdlog-dev libpng-dev)
 if [ "$what" = test ]; then
-  packages+=(libgtest-dev librapidcheck-dev clang-format)
+  packages+=(libgtest-dev librapidcheck-dev)
   # Ubuntu's chromium is a snap shim that cannot run in a container: there the browser test is skipped.
   if [ -e /etc/debian_version ] && ! grep -qi ubuntu /etc/os-release; then packages+=(chromium); fi
 fi
@@ -44,4 +44,8 @@ if ! cmp -s scripts/requirements-build.txt $stamp 2>/dev/null; then
   echo "fetching torch into .venv (once, about 0.6 GB)"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r scripts/requirements-build.txt
   cp scripts/requirements-build.txt $stamp
+fi
+if [ "$what" = test ] && ! .venv/bin/clang-format --version >/dev/null 2>&1; then
+  # One formatter version everywhere: distributions carry different ones, and they disagree.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check clang-format==14.0.6
 fi
