@@ -17,6 +17,9 @@ add_library(moba_libtorch INTERFACE)
 add_library(moba::libtorch ALIAS moba_libtorch)
 target_include_directories(moba_libtorch SYSTEM INTERFACE
   ${MOBA_TORCH_ROOT}/include ${MOBA_TORCH_ROOT}/include/torch/csrc/api/include)
+# torch's include folder carries its own fmt, whose symbols libtorch does not export and the system's libfmt does not have:
+# compile it in.
+target_compile_definitions(moba_libtorch INTERFACE FMT_HEADER_ONLY)
 target_link_directories(moba_libtorch INTERFACE ${MOBA_TORCH_ROOT}/lib)
 target_link_libraries(moba_libtorch INTERFACE -Wl,--no-as-needed torch_cpu c10 -Wl,--as-needed)
 target_link_options(moba_libtorch INTERFACE

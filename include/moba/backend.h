@@ -20,6 +20,9 @@ struct PackedBatch {
   std::int64_t sequences() const { return cu_seqlens_k.shape[0] - 1; }
 };
 
+// Values of cu_seqlens are clamped, not trusted: an offset to [its predecessor, total tokens], a length to its maximum.
+// Packed rows that no sequence holds, and rows with no key, give {0, -inf}, zero gradients and an empty list.
+
 /// Attention over a part of the keys: out [Tq, H, Dv] (float32, float64 or the input dtype) and its log-sum-exp,
 /// natural logarithm, float32 (float64 beside float64) [H, Tq]. A row with no key is {0, -inf}.
 struct Partial {
@@ -31,8 +34,12 @@ struct Partial {
 // R = block_rows(Tk, sequences, B). The last axis of every tensor has stride 1; other strides are free. q, k, v, out
 // and gradients share one dtype among float32, bfloat16, float16 (and float64 in the reference).
 
-/// representatives[block row, hk, :] = mean of the block's keys, accumulated in float32 in token order, rounded once.
-/// Rows of `representatives` that no block owns are left as they are.
+/// Head dims and value dims that a backend must take: every integer between these.
+inline constexpr std::int64_t kMinHeadDim = 8;
+inline constexpr std::int64_t kMaxHeadDim = 256;
+
+/// representatives[block row, hk, :] = mean of the block's keys: their float32 sum in token order (float64 for
+/// float64), divided by their number, rounded once to the dtype of k. Rows that no block owns are left as they are.
 struct PoolArgs {
   ConstTensorView k;  // [Tk, HK, D]
   PackedBatch batch;  // cu_seqlens_k is used
@@ -50,8 +57,9 @@ struct ScoreArgs {
   TensorView scores;  // float32 (float64 beside float64) [Tq, H, ceil(max_seqlen_k / B)]
 };
 
-/// The budget best past blocks of each row: by score, ties to the lower index, never scored -inf. Fills
-/// `selection.blocks`. Does not keep scores: memory is O(rows * budget).
+/// The budget best past blocks of each row: by score, ties to the lower index, never one scored -inf. Fills
+/// `selection.blocks`, also for rows without a past (all -1). A selection head that serves several query heads scores
+/// by the sum of theirs. Does not keep scores: memory is O(rows * budget).
 struct SelectArgs {
   ConstTensorView q;                // [Tq, H, D]
   ConstTensorView representatives;  // [R, HK, D]
@@ -93,7 +101,8 @@ struct AttendBackwardArgs {
 };
 
 /// lse = log sum exp(lse_i), out = sum exp(lse_i - lse) out_i, in the order given. Exact for parts over disjoint keys;
-/// associative and commutative up to rounding; {0, -inf} is the neutral element; never NaN from finite parts.
+/// associative and commutative up to rounding; {0, -inf} is the neutral element; never NaN from finite parts. The
+/// result may be one of the parts.
 struct MergeArgs {
   std::span<const Partial> parts;
   Partial result;
@@ -106,6 +115,8 @@ class Backend {
   virtual ~Backend() = default;
   virtual const char* name() const = 0;
   virtual bool supports(DType dtype) const = 0;
+  /// Where its tensors must live.
+  virtual DeviceKind device() const { return DeviceKind::kCpu; }
 
   virtual void pool(Context& context, const PoolArgs& args) const = 0;
   virtual void score(Context& context, const ScoreArgs& args) const = 0;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "moba/backend.h"
@@ -10,20 +11,30 @@
 
 namespace moba {
 
+// Every function below checks what the host can see (shape, dtype, stride, device, options) and throws Error before
+// anything is written; then it calls the backend.
+
 /// The Selection a method makes over a problem, before its list has memory: `kind`, numbers and, for a list, the shape
-/// that `blocks` must have (data null). Errors name the option that is out of range.
+/// that `blocks` must have (data null). No row has more blocks than the longest sequence, so with its length known the
+/// list is never wider than that, whatever top_k. Errors name the option that is out of range.
 Selection plan_selection(const AttentionOptions& options, std::int64_t total_q, std::int64_t heads,
-                         std::int64_t kv_heads);
+                         std::int64_t kv_heads, std::int64_t max_seqlen_k = std::numeric_limits<std::int64_t>::max());
 
 /// Fills `selection` (planned by `plan_selection`, `blocks.data` set by the caller) for q and k. `representatives` may
 /// be absent: then they are pooled in scratch. A no-op for kinds without a list.
 void select(Context& context, const Backend& backend, const AttentionOptions& options, ConstTensorView q,
             ConstTensorView k, ConstTensorView representatives, const PackedBatch& batch, Selection& selection);
 
+/// The other verbs, checked: see the structs of backend.h for shapes and meaning.
+void pool(Context& context, const Backend& backend, const PoolArgs& args);
+void score(Context& context, const Backend& backend, const ScoreArgs& args);
+void invert(Context& context, const Backend& backend, const InvertArgs& args);
+void merge(Context& context, const Backend& backend, const MergeArgs& args);
+
 /// Checks, then backend.attend. softmax_scale 0 means 1/sqrt(D).
 void attend(Context& context, const Backend& backend, AttendArgs args);
 
-/// Checks, then backend.attend_backward.
+/// Checks, then backend.attend_backward. softmax_scale 0 means 1/sqrt(D).
 void attend_backward(Context& context, const Backend& backend, AttendBackwardArgs args);
 
 /// select + attend with the list in scratch: out [Tq, H, Dv], lse [H, Tq]. Cost is

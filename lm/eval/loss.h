@@ -19,7 +19,9 @@ struct LossResult {
 };
 
 /// Cuts each document into whole windows of `length` tokens (a rest is dropped) and predicts tokens 1 … length-1 of
-/// each.
+/// each. A window is read in chunks through the key/value cache, so that memory does not grow with length * vocabulary.
+/// `progress(done, total)` counts tokens. Errors: kInvalidArgument when length < 2, bins or trailing are not within
+/// [1, length - 1], or no document has `length` tokens.
 LossResult evaluate_loss(Model& model, const AttentionPlan& plan,
                          const std::vector<std::vector<std::int64_t>>& documents, std::int64_t length,
                          std::int64_t bins, std::int64_t trailing,

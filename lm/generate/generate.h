@@ -22,15 +22,21 @@ struct SamplingOptions {
   std::vector<std::string> stop;  // the continuation ends before any of these
 };
 
+/// Error names the option that is out of range, its value and the rule.
+void check_sampling(const SamplingOptions& options);
+
 /// Reads tokens into `state`, `chunk` at a time, so that memory is bounded; returns the logits [vocab] of the last one.
-/// `progress(done, total)` is called after each chunk and may be empty.
+/// `progress(done, total)` is called after each chunk and may be empty. Error when there are no tokens, or more than
+/// the state has room for (nothing is read then).
 torch::Tensor prefill(Model& model, const AttentionPlan& plan, DecodeState& state,
                       const std::vector<std::int64_t>& tokens, std::int64_t chunk = 4096,
                       const std::function<void(std::int64_t, std::int64_t)>& progress = {});
 
 /// Continues after `logits` (of the last token in `state`); `emit` gets each new piece of text as soon as it is certain
-/// (stop strings and UTF-8 characters are held back until whole). Returns the new tokens. `decode_plan` may differ from
-/// the plan of the prefill (full attention at decode).
+/// (stop strings and UTF-8 characters are held back until whole). Returns the new tokens, the end token not among them.
+/// `decode_plan` may differ from the plan of the prefill (full attention at decode). The state grows by all new tokens
+/// but the last, and needs room for max_new_tokens - 1. Rows that pad the head beyond the tokenizer's vocabulary are
+/// never chosen.
 std::vector<std::int64_t> generate(Model& model, const AttentionPlan& decode_plan, DecodeState& state,
                                    const Tokenizer& tokenizer, torch::Tensor logits, const SamplingOptions& options,
                                    const std::function<void(std::string_view)>& emit);

@@ -1,0 +1,158 @@
+#include "bench/attend_problem.h"
+
+#include <fmt/format.h>
+
+#include "bench/reference_rows.h"
+#include "lm/util/device.h"
+#include "moba/error.h"
+
+namespace moba::app {
+namespace {
+
+/// Greatest difference that rounding explains, relative to the greatest value.
+double tolerance_of(const std::string& dtype) {
+  if (dtype == "fp32") return 1e-4;
+  return dtype == "fp16" ? 5e-3 : 3e-2;
+}
+
+torch::Tensor packed_to_dense(const torch::Tensor& packed) {
+  return packed.transpose(0, 1).unsqueeze(0).contiguous();
+}
+
+}  // namespace
+
+torch::Dtype dtype_of(const std::string& name) {
+  if (name == "fp32") return torch::kFloat32;
+  return name == "fp16" ? torch::kFloat16 : torch::kBFloat16;
+}
+
+AttentionOptions AttendCase::options() const {
+  return {.kind = Kind::kMoba, .block_size = block_size, .top_k = top_k};
+}
+
+std::string AttendCase::text() const {
+  return fmt::format("{} n={} heads={}/{} d={} B={} k={} {}", pass, n, heads, kv_heads, head_dim, block_size, top_k,
+                     dtype);
+}
+
+AttendProblem::AttendProblem(const AttendCase& wanted, torch::Device device) : case_(wanted), device_(device) {
+  torch::manual_seed(20250218);
+  const auto draw = [&](std::int64_t rows, std::int64_t heads) {
+    return torch::randn({rows, heads, case_.head_dim}, torch::kFloat32).to(device_, dtype_of(case_.dtype));
+  };
+  const bool decode = case_.pass == "decode";
+  const std::int64_t rows = decode ? 1 : case_.n;
+  q_ = draw(rows, case_.heads);
+  k_ = draw(case_.n, case_.kv_heads);
+  v_ = draw(case_.n, case_.kv_heads);
+  dense_q_ = packed_to_dense(q_);
+  dense_k_ = packed_to_dense(k_);
+  dense_v_ = packed_to_dense(v_);
+  const torch::Tensor offsets = torch::tensor({std::int64_t{0}, case_.n}, torch::kInt64).to(device_, torch::kInt32);
+  batch_ = torch_ops::SequenceBatch::self(offsets, case_.n);
+  if (decode) {
+    cache_.emplace(case_.n, case_.kv_heads, case_.head_dim, case_.head_dim, case_.options(), k_.options());
+    cache_->append(k_, v_);
+  }
+  if (case_.pass == "fwdbwd") {
+    dout_ = draw(rows, case_.heads);
+    dense_dout_ = packed_to_dense(dout_);
+    for (torch::Tensor* tensor : {&q_, &k_, &v_, &dense_q_, &dense_k_, &dense_v_}) tensor->requires_grad_(true);
+  }
+}
+
+std::tuple<torch::Tensor, torch::Tensor> AttendProblem::moba() const {
+  if (cache_) return cache_->attend(q_, case_.options());
+  return torch_ops::attention(q_, k_, v_, batch_, case_.options());
+}
+
+torch::Tensor AttendProblem::dense() const {
+  return at::scaled_dot_product_attention(dense_q_, dense_k_, dense_v_, std::nullopt, 0.0, /*is_causal=*/!cache_,
+                                          std::nullopt, /*enable_gqa=*/case_.heads != case_.kv_heads);
+}
+
+void AttendProblem::run_moba() const {
+  if (case_.pass == "fwdbwd") {
+    torch::autograd::grad({std::get<0>(moba())}, {q_, k_, v_}, {dout_});
+  } else {
+    const torch::NoGradGuard no_gradients;
+    moba();
+  }
+  lm::synchronize(device_);
+}
+
+void AttendProblem::run_dense() const {
+  if (case_.pass == "fwdbwd") {
+    torch::autograd::grad({dense()}, {dense_q_, dense_k_, dense_v_}, {dense_dout_});
+  } else {
+    const torch::NoGradGuard no_gradients;
+    dense();
+  }
+  lm::synchronize(device_);
+}
+
+double AttendProblem::verify() const {
+  double error = 0;
+  {
+    const torch::NoGradGuard no_gradients;
+    const auto [out, lse] = moba();
+    error = verify_forward(out, lse);
+  }
+  if (case_.pass == "fwdbwd") error = std::max(error, verify_backward());
+  const double tolerance = tolerance_of(case_.dtype);
+  // Written so that NaN fails.
+  if (!(error <= tolerance)) {
+    throw Error(
+        ErrorCode::kMismatch,
+        fmt::format("{}: the result differs from the reference by {:.3g} of its greatest value, more than {:g}; "
+                    "a wrong answer is not timed",
+                    case_.text(), error, tolerance));
+  }
+  return error;
+}
+
+double AttendProblem::verify_forward(const torch::Tensor& out, const torch::Tensor& lse) const {
+  double error = 0;
+  for (const RowRange& rows : sampled_rows(case_.n, case_.pass == "decode")) {
+    for (std::int64_t head : {std::int64_t{0}, case_.heads - 1}) {
+      const std::int64_t first = case_.pass == "decode" ? 0 : rows.begin;
+      const ReferenceRows expected = reference_forward(problem_rows(q_, k_, v_, rows, head, first), case_.options());
+      error = std::max(error, relative_error(out.narrow(0, first, rows.count).select(1, head), expected.out));
+      error = std::max(error, relative_error(lse.select(0, head).narrow(0, first, rows.count), expected.lse));
+    }
+  }
+  return error;
+}
+
+double AttendProblem::verify_backward() const {
+  // With a gradient that is zero but on the sampled rows, the reference needs those rows only, and still every element
+  // of dk and dv is checked.
+  const std::vector<RowRange> ranges = sampled_rows(case_.n, false);
+  torch::Tensor dout = torch::zeros_like(dout_);
+  for (const RowRange& rows : ranges)
+    dout.narrow(0, rows.begin, rows.count).copy_(dout_.narrow(0, rows.begin, rows.count));
+  const std::vector<torch::Tensor> got = torch::autograd::grad({std::get<0>(moba())}, {q_, k_, v_}, {dout});
+
+  const torch::NoGradGuard no_gradients;
+  double error = 0;
+  const std::int64_t group = case_.heads / case_.kv_heads;
+  for (std::int64_t kv_head : {std::int64_t{0}, case_.kv_heads - 1}) {
+    torch::Tensor dk = torch::zeros({case_.n, case_.head_dim}, torch::kFloat64);
+    torch::Tensor dv = torch::zeros_like(dk);
+    for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      for (const RowRange& rows : ranges) {
+        const ReferenceGradients expected =
+            reference_backward(problem_rows(q_, k_, v_, rows, head, rows.begin),
+                               dout.narrow(0, rows.begin, rows.count).select(1, head), case_.options());
+        error = std::max(error, relative_error(got[0].narrow(0, rows.begin, rows.count).select(1, head), expected.dq));
+        dk.narrow(0, 0, expected.dk.size(0)).add_(expected.dk);
+        dv.narrow(0, 0, expected.dv.size(0)).add_(expected.dv);
+      }
+    }
+    error = std::max(error, relative_error(got[1].select(1, kv_head), dk));
+    error = std::max(error, relative_error(got[2].select(1, kv_head), dv));
+  }
+  return error;
+}
+
+}  // namespace moba::app

@@ -1,0 +1,60 @@
+// One attention problem of the benchmark: its numbers, its tensors, and the two ways to compute it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <torch/torch.h>
+
+#include "moba/options.h"
+#include "moba_torch/attention.h"
+
+namespace moba::app {
+
+struct AttendCase {
+  std::string pass;  // "fwd", "fwdbwd", "decode"
+  std::int64_t n = 0;
+  std::int64_t heads = 8;
+  std::int64_t kv_heads = 8;
+  std::int64_t head_dim = 64;
+  std::int64_t block_size = 512;
+  std::int64_t top_k = 3;
+  std::string dtype = "bf16";  // "fp32", "bf16", "fp16"
+
+  AttentionOptions options() const;
+  std::string text() const;
+};
+
+torch::Dtype dtype_of(const std::string& name);
+
+/// Tensors of a case, drawn from a normal distribution with a fixed seed.
+class AttendProblem {
+ public:
+  AttendProblem(const AttendCase& wanted, torch::Device device);
+
+  /// MoBA: out [rows, H, D], lse [H, rows]; one row for decode. Gradients can flow for "fwdbwd".
+  std::tuple<torch::Tensor, torch::Tensor> moba() const;
+  /// torch's dense attention, every key up to the row's own: out [1, H, rows, D].
+  torch::Tensor dense() const;
+  /// The pass that is timed, and a wait for the device.
+  void run_moba() const;
+  void run_dense() const;
+
+  /// Throws moba::Error (kMismatch) where sampled rows and heads differ from the reference by more than the dtype
+  /// allows; returns the greatest error, relative to the greatest value.
+  double verify() const;
+
+ private:
+  double verify_forward(const torch::Tensor& out, const torch::Tensor& lse) const;
+  double verify_backward() const;
+
+  AttendCase case_;
+  torch::Device device_;
+  torch::Tensor q_, k_, v_;                    // [n or 1, H, D], [n, HK, D], [n, HK, D]
+  torch::Tensor dense_q_, dense_k_, dense_v_;  // [1, H, rows, D], [1, HK, n, D], contiguous
+  torch::Tensor dout_, dense_dout_;
+  torch_ops::SequenceBatch batch_;
+  std::optional<torch_ops::KvCache> cache_;  // decode
+};
+
+}  // namespace moba::app

@@ -1,0 +1,42 @@
+#include "moba_torch/attention.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+
+#include "checks.h"
+#include "operators.h"
+
+namespace moba::torch_ops {
+
+std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                             const SequenceBatch& batch, const AttentionOptions& options,
+                                             bool check_values) {
+  check_queries_and_keys(q, k);
+  torch_ops::check_values(k, v);
+  check_batch(q, k, batch);
+  check_options(options);
+  if (check_values) check_device_values(q, k, batch);
+
+  const auto attend = [&](std::string_view kind, const OptionalTensor& blocks) {
+    return as_library([&] {
+      return attend_operator(Variant::kDevice)
+          .call(q, k, v, batch.cu_seqlens_q, batch.cu_seqlens_k, batch.max_seqlen_q, batch.max_seqlen_k, kind,
+                options.block_size, options.window, options.sink, blocks, options.softmax_scale);
+    });
+  };
+  if (options.kind == Kind::kWindow) return attend("span", std::nullopt);
+  if (options.kind == Kind::kFull || (options.compat_topk1_full && options.top_k == 1)) {
+    return attend("all", std::nullopt);
+  }
+  // No row has more past blocks than the longest sequence.
+  const std::int64_t past = std::max<std::int64_t>(batch.max_seqlen_k - 1, 0) / options.block_size;
+  const at::Tensor blocks = as_library([&] {
+    const at::NoGradGuard no_gradient_through_the_choice;
+    return select_operator().call(q, k, batch.cu_seqlens_q, batch.cu_seqlens_k, batch.max_seqlen_q, batch.max_seqlen_k,
+                                  options.block_size, std::min(options.top_k, past + 1), std::nullopt);
+  });
+  return attend("list", blocks);
+}
+
+}  // namespace moba::torch_ops

@@ -1,0 +1,34 @@
+// Between torch and the core: tensors as views, torch's threads and allocator as a Context.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "moba/backend.h"
+#include "moba/context.h"
+#include "moba/tensor.h"
+#include "moba_torch/attention.h"
+
+namespace moba::torch_ops {
+
+/// A view of a tensor's memory; the tensor must outlive it. An undefined tensor gives an absent view.
+TensorView view_of(const at::Tensor& tensor);
+
+/// The tensor itself if its last axis has stride 1, else a contiguous copy: the core asks no more.
+at::Tensor last_axis_contiguous(const at::Tensor& tensor);
+
+/// `batch` must outlive the result.
+PackedBatch view_of(const SequenceBatch& batch);
+
+/// at::parallel_for and torch's CPU allocator.
+class TorchContext final : public Context {
+ public:
+  void parallel_for(std::int64_t count, std::int64_t grain, RangeTask task) override;
+  int num_threads() const override;
+  void* allocate(std::size_t bytes) override;
+  void release(void* pointer) noexcept override;
+};
+
+/// The reference for float64, the SIMD backend for all else.
+const Backend& cpu_backend_for(const at::Tensor& q);
+
+}  // namespace moba::torch_ops

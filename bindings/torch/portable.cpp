@@ -1,0 +1,89 @@
+// The operators on CUDA tensors, and `portable_…` on any: the portable backend.
+#include "portable/portable.h"
+
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include "arguments.h"
+
+namespace moba::torch_ops {
+namespace {
+
+void check_portable(const at::Tensor& q) {
+  if (q.scalar_type() == at::kDouble) {
+    throw Error(ErrorCode::kUnsupported,
+                "q is of dtype float64; the portable backend takes float32, bfloat16 and "
+                "float16. Convert it, or call the operators on the CPU.");
+  }
+}
+
+at::Tensor select_portable(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_q, const at::Tensor& cu_k,
+                           std::int64_t max_q, std::int64_t max_k, std::int64_t block_size, std::int64_t top_k,
+                           const OptionalTensor& representatives) {
+  return as_operator([&] {
+    const c10::OptionalDeviceGuard guard(q.device());
+    const SequenceBatch batch{cu_q, cu_k, max_q, max_k};
+    AttentionOptions options;
+    options.block_size = block_size;
+    options.top_k = top_k;
+    check_queries_and_keys(q, k);
+    check_portable(q);
+    check_batch(q, k, batch);
+    check_options(options);
+    const bool given = representatives.has_value() && representatives->defined();
+    const at::Tensor means = given ? *representatives : portable::pool(k, batch, block_size);
+    return portable::select(q, means, batch, block_size, top_k);
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor> attend_portable(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                   const at::Tensor& cu_q, const at::Tensor& cu_k, std::int64_t max_q,
+                                                   std::int64_t max_k, std::string_view kind, std::int64_t block_size,
+                                                   std::int64_t window, std::int64_t sink, const OptionalTensor& blocks,
+                                                   double softmax_scale) {
+  return as_operator([&] {
+    const c10::OptionalDeviceGuard guard(q.device());
+    const SequenceBatch batch{cu_q, cu_k, max_q, max_k};
+    check_queries_and_keys(q, k);
+    check_portable(q);
+    check_values(k, v);
+    check_batch(q, k, batch);
+    return portable::attend(q, k, v, batch, selection_of(q, k, kind, block_size, window, sink, blocks),
+                            scale_of(softmax_scale, q));
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward_portable(
+    const at::Tensor& dout, const OptionalTensor& dlse, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const at::Tensor& out, const at::Tensor& lse, const at::Tensor& cu_q, const at::Tensor& cu_k, std::int64_t max_q,
+    std::int64_t max_k, std::string_view kind, std::int64_t block_size, std::int64_t window, std::int64_t sink,
+    const OptionalTensor& blocks, double softmax_scale) {
+  return as_operator([&] {
+    const c10::OptionalDeviceGuard guard(q.device());
+    const SequenceBatch batch{cu_q, cu_k, max_q, max_k};
+    check_queries_and_keys(q, k);
+    check_portable(q);
+    check_values(k, v);
+    check_batch(q, k, batch);
+    check_results(q, v, dout, dlse, out, lse);
+    return portable::attend_backward(dout, dlse, q, k, v, out, lse, batch,
+                                     selection_of(q, k, kind, block_size, window, sink, blocks),
+                                     scale_of(softmax_scale, q));
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(moba, CUDA, library) {
+  library.impl("select", select_portable);
+  library.impl("attend", attend_portable);
+  library.impl("attend_backward", attend_backward_portable);
+}
+
+TORCH_LIBRARY_IMPL(moba, CompositeExplicitAutograd, library) {
+  library.impl("portable_select", select_portable);
+  library.impl("portable_attend", attend_portable);
+  library.impl("portable_attend_backward", attend_backward_portable);
+}
+
+}  // namespace moba::torch_ops

@@ -1,0 +1,147 @@
+// pool, score and select.
+#include <algorithm>
+#include <limits>
+
+#include "portable/portable.h"
+#include "portable/segments.h"
+
+namespace moba::torch_ops::portable {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// Above this budget one top-k over integer keys is cheaper than a pass over the scores for each choice.
+constexpr std::int64_t kMaxPasses = 16;
+// Gate scores held at a time, at least: below this, launches cost more than the memory is worth.
+constexpr std::int64_t kMinScoreBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kCandidateStep = 8;
+constexpr std::int64_t kMinTileRows = 128;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Query rows cut into tiles of one sequence each, so that a tile shares its candidates.
+struct RowTiles {
+  at::Tensor rows;      // int64 [tiles, size]: packed rows, clamped into the tensor
+  at::Tensor inside;    // bool [tiles, size]: rows that are really the tile's
+  at::Tensor sequence;  // int64 [tiles]
+  std::int64_t count, size;
+
+  RowTiles(const Sequences& sequences, std::int64_t total_q, std::int64_t tile_size)
+      : count(total_q / tile_size + sequences.count), size(tile_size) {
+    const at::Tensor tiles = at::floor_divide(sequences.q_length + (size - 1), size);
+    const at::Tensor first = tiles.cumsum(0) - tiles;
+    const at::Tensor tile = range(count, first);
+    sequence = last_not_above(first, tile);
+    const at::Tensor offset = ((tile - first.index_select(0, sequence)) * size).unsqueeze(1) + range(size, first);
+    inside = offset < sequences.q_length.index_select(0, sequence).unsqueeze(1);
+    rows = (sequences.q_begin.index_select(0, sequence).unsqueeze(1) + offset).clamp_max_(total_q - 1);
+  }
+};
+
+// q [b, rows, D] x representatives [b, candidates, D] -> float32 [b, rows, candidates].
+at::Tensor products(const at::Tensor& q, const at::Tensor& representatives) {
+  if (q.scalar_type() == at::kFloat) return at::bmm(q, representatives.transpose(1, 2));
+  if (q.is_cuda()) return at::bmm(q, representatives.transpose(1, 2), at::kFloat);
+  return at::bmm(q.to(at::kFloat), representatives.to(at::kFloat).transpose(1, 2));
+}
+
+// The `count` best of the last axis by (score, lower index first): int64 [..., count] in any order, and whether each is
+// a choice (its score is not -inf). Overwrites `scores`.
+std::pair<at::Tensor, at::Tensor> best_by_passes(at::Tensor& scores, std::int64_t count) {
+  std::vector<at::Tensor> indices, chosen;
+  for (std::int64_t i = 0; i < count; ++i) {
+    // at::max gives the first of equal values.
+    auto [value, index] = at::max(scores, -1, /*keepdim=*/true);
+    indices.push_back(index);
+    chosen.push_back(value > -kInfinity);
+    if (i + 1 < count) scores.scatter_(-1, index, -kInfinity);
+  }
+  return {at::cat(indices, -1), at::cat(chosen, -1)};
+}
+
+std::pair<at::Tensor, at::Tensor> best_by_keys(at::Tensor& scores, std::int64_t count) {
+  const std::int64_t candidates = scores.size(-1);
+  // Order-preserving integers of the scores (+0 makes -0 equal to 0), the index below them in reverse: all different.
+  const at::Tensor bits = scores.add_(0.0).view(at::kInt);
+  const at::Tensor ordered = bits.bitwise_xor(bits.bitwise_right_shift(31).bitwise_and(0x7fffffff));
+  const at::Tensor reversed = candidates - 1 - range(candidates, scores);
+  const at::Tensor keys = ordered.to(at::kLong).bitwise_left_shift(32).bitwise_or_(reversed);
+  const at::Tensor best = std::get<0>(at::topk(keys, count, -1, /*largest=*/true, /*sorted=*/false));
+  const at::Tensor index = candidates - 1 - best.bitwise_and(0xffffffffll);
+  return {index, scores.gather(-1, index) > -kInfinity};
+}
+
+}  // namespace
+
+at::Tensor pool(const at::Tensor& k, const SequenceBatch& batch, std::int64_t block_size) {
+  const std::int64_t total_k = k.size(0), width = k.size(1) * k.size(2);
+  const Sequences sequences(batch, 0, total_k);
+  const Blocks blocks(sequences, total_k, block_size);
+  if (total_k == 0) return at::zeros({blocks.count, k.size(1), k.size(2)}, k.options());
+  const at::Tensor lengths = blocks.end - blocks.begin;
+  const at::Tensor offsets = at::cat({blocks.begin, blocks.end.slice(0, -1)});
+  const at::Tensor sums = at::segment_reduce(k.reshape({total_k, width}).to(at::kFloat), "sum", {}, {}, offsets,
+                                             /*axis=*/0, /*unsafe=*/true, /*initial=*/0.0);
+  const at::Tensor means = sums / lengths.clamp_min(1).unsqueeze(1);
+  return means.to(k.scalar_type()).view({blocks.count, k.size(1), k.size(2)});
+}
+
+at::Tensor select(const at::Tensor& q, const at::Tensor& representatives, const SequenceBatch& batch,
+                  std::int64_t block_size, std::int64_t top_k) {
+  const std::int64_t total_q = q.size(0), heads = q.size(1), head_dim = q.size(2);
+  const std::int64_t kv_heads = representatives.size(1), group = heads / kv_heads, budget = top_k - 1;
+  // One spare row, for rows of a tile that are not really its own.
+  at::Tensor blocks = at::full({total_q + 1, heads, budget}, -1, q.options().dtype(at::kInt));
+  // The last block of a sequence is nobody's past.
+  const std::int64_t past = ceil_div(batch.max_seqlen_k, block_size) - 1;
+  const std::int64_t count = std::min(budget, past);
+  const std::int64_t total_k = representatives.size(0) * block_size;  // an upper bound of the keys
+  if (count <= 0 || total_q == 0 || batch.cu_seqlens_k.size(0) < 2) return blocks.narrow(0, 0, total_q);
+
+  const Sequences sequences(batch, total_q, total_k);
+  const Rows rows(sequences, total_q);
+  const at::Tensor first_row =
+      at::floor_divide(sequences.k_begin, block_size) + range(sequences.count, sequences.k_begin);
+  // Matrix products like round numbers; candidates that are no one's past are masked like the future.
+  const std::int64_t candidates = ceil_div(past, kCandidateStep) * kCandidateStep;
+  // As many rows to a tile as candidates, so that gathering representatives costs no more than gathering queries.
+  const std::int64_t tile = std::min(std::max(kMinTileRows, candidates), total_q);
+  const RowTiles tiles(sequences, total_q, tile);
+  const at::Tensor own_block = at::floor_divide(rows.position, block_size);  // 0 for invalid rows: nothing is past
+  const at::Tensor member = range(heads, q).view({kv_heads, group, 1});
+  const at::Tensor q_rows = q.reshape({total_q * heads, head_dim});
+  const at::Tensor key_head = range(kv_heads, q).view({1, kv_heads, 1});
+  const at::Tensor representative_rows = representatives.reshape({-1, head_dim});
+  const at::Tensor candidate = range(candidates, q);
+
+  const std::int64_t problem_bytes = q.nbytes() + representatives.nbytes() * block_size;
+  const std::int64_t tile_bytes = heads * tile * candidates * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t step = std::max<std::int64_t>(1, std::max(problem_bytes, kMinScoreBytes) / tile_bytes);
+  for (std::int64_t begin = 0; begin < tiles.count; begin += step) {
+    const std::int64_t n = std::min(step, tiles.count - begin);
+    const at::Tensor packed = tiles.rows.narrow(0, begin, n);  // [n, tile]
+    // queries [n * HK, group * tile, D], representatives [n * HK, candidates, D]
+    const at::Tensor q_index = packed.view({n, 1, 1, tile}) * heads + member;
+    const at::Tensor base = first_row.index_select(0, tiles.sequence.narrow(0, begin, n)).view({n, 1, 1});
+    const at::Tensor block_row = (base + candidate.view({1, 1, candidates})).clamp_max_(representatives.size(0) - 1);
+    const at::Tensor r_index = block_row * kv_heads + key_head;
+    at::Tensor scores =
+        products(q_rows.index_select(0, q_index.flatten()).view({n * kv_heads, group * tile, head_dim}),
+                 representative_rows.index_select(0, r_index.flatten()).view({n * kv_heads, candidates, head_dim}))
+            .view({n, heads, tile, candidates});
+    at::fmax_out(scores, scores, at::scalar_tensor(-kInfinity, scores.options()));  // NaN is the worst score
+    const at::Tensor own = own_block.index_select(0, packed.flatten()).view({n, 1, tile, 1});
+    scores.masked_fill_(candidate >= own, -kInfinity);
+
+    auto [index, chosen] = count <= kMaxPasses ? best_by_passes(scores, count) : best_by_keys(scores, count);
+    index.masked_fill_(chosen.logical_not(), candidates);
+    index = std::get<0>(index.sort(-1));
+    index = index.masked_fill(index == candidates, -1).to(at::kInt);  // [n, H, tile, count]
+    const at::Tensor target = at::where(tiles.inside.narrow(0, begin, n), packed, total_q).flatten();
+    blocks.narrow(2, 0, count).index_copy_(0, target, index.transpose(1, 2).reshape({n * tile, heads, count}));
+  }
+  return blocks.narrow(0, 0, total_q);
+}
+
+}  // namespace moba::torch_ops::portable

@@ -1,0 +1,90 @@
+#include "lm/model/ops.h"
+
+#include <memory>
+#include <utility>
+
+namespace moba::lm {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+class SwiGlu : public torch::autograd::Function<SwiGlu> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& gate, const Tensor& up) {
+    context->save_for_backward({gate, up});
+    return at::silu(gate).mul_(up);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor &gate = saved[0], &up = saved[1], &dout = gradients[0];
+    const Tensor dup = at::silu(gate).mul_(dout);
+    const Tensor dgate = at::silu_backward(dout * up, gate);
+    return {dgate, dup};
+  }
+};
+
+using Body = std::function<Tensor(const Tensor&)>;
+
+/// Carries a C++ closure through AutogradContext::saved_data.
+struct BodyHolder : torch::CustomClassHolder {
+  explicit BodyHolder(Body body_in) : body(std::move(body_in)) {}
+  Body body;
+};
+
+class Recompute : public torch::autograd::Function<Recompute> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& x, const c10::intrusive_ptr<BodyHolder>& holder,
+                        at::TensorList parameters) {
+    variable_list saved{x};
+    saved.insert(saved.end(), parameters.begin(), parameters.end());
+    context->save_for_backward(saved);
+    context->saved_data["body"] = c10::IValue::make_capsule(holder);
+    return holder->body(x);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const auto capsule = context->saved_data["body"].toCapsule();
+    const auto& body = static_cast<const BodyHolder&>(*capsule).body;
+    variable_list inputs{saved[0].detach().requires_grad_()};
+    inputs.insert(inputs.end(), saved.begin() + 1, saved.end());  // the body reads the parameters themselves
+    Tensor out;
+    {
+      const torch::AutoGradMode with_gradients(true);
+      out = body(inputs[0]);
+    }
+    const variable_list found = torch::autograd::grad({out}, inputs, {gradients[0]});
+    variable_list result{found[0], Tensor()};  // none for the body
+    result.insert(result.end(), found.begin() + 1, found.end());
+    return result;
+  }
+};
+
+}  // namespace
+
+Tensor project(const Tensor& x, const std::vector<Tensor>& weights) {
+  const Tensor weight = weights.size() == 1 ? weights[0] : torch::cat(weights);
+  return at::linear(x, weight.to(x.scalar_type()));
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
+  // Equal dtypes select ATen's fused kernel on CUDA, which computes in float32 inside.
+  return at::rms_norm(x, {x.size(-1)}, weight.to(x.scalar_type()), epsilon);
+}
+
+Tensor swiglu(const Tensor& gate, const Tensor& up) {
+  return SwiGlu::apply(gate, up);
+}
+
+Tensor recompute_in_backward(const Body& body, const Tensor& x, const std::vector<Tensor>& parameters) {
+  std::vector<Tensor> wanted;  // frozen parameters are read by the body all the same
+  for (const Tensor& parameter : parameters) {
+    if (parameter.requires_grad()) wanted.push_back(parameter);
+  }
+  return Recompute::apply(x, c10::make_intrusive<BodyHolder>(body), at::TensorList(wanted));
+}
+
+}  // namespace moba::lm

@@ -1,0 +1,118 @@
+// Folding keys into the running softmax of a chunk's rows.
+#include "cpu/attend_rows.h"
+
+#include <cmath>
+
+namespace moba::cpu {
+
+void AttendRows::start(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_head, std::int64_t first_id) const {
+  // Scores are kept in units of log2, so that the softmax is made of powers of 2.
+  const float scale = static_cast<float>(args.softmax_scale * kLog2E);
+  for (std::int64_t h = 0; h < dims.group; ++h) {
+    kernel.load_rows(rows_of(args.q, chunk.row_begin, kv_head * dims.group + h, chunk.rows), scale,
+                     w.q.data() + (first_id + h * chunk.rows) * padded(dims.dim), padded(dims.dim));
+  }
+  std::fill_n(w.maximum.data() + first_id, ids(chunk), kNegativeInfinity);
+  std::fill_n(w.sum.data() + first_id, ids(chunk), 0.0f);
+  std::fill_n(w.out.data() + first_id * out_row(), ids(chunk) * out_row(), 0.0f);
+}
+
+void AttendRows::fold(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_head, std::int64_t first_id,
+                      bool few) const {
+  const Sequence sequence = sequences[chunk.sequence];
+  if (args.selection.kind == SelectionKind::kList) {
+    w.lists.fill(context, args.selection, sequence, chunk, kv_head, dims);
+  }
+  for_each_tile(
+      args.selection, sequence, chunk, dims, w.lists, few ? kFewRowsKeyTile : kKeyTile,
+      [&](std::int64_t key, std::int64_t keys) {
+        const Rows k = rows_of(args.k, sequence.k_begin + key, kv_head, keys);
+        if (few) {
+          kernel.load_rows(k, 1.0f, w.k.data(), padded(dims.dim));
+        } else {
+          kernel.pack_transposed(k, w.staging.data(), w.k.data());
+        }
+        w.v_is_finite = kernel.pack_rows(rows_of(args.v, sequence.k_begin + key, kv_head, keys), w.v.data());
+        w.keys = keys;
+      },
+      [&](RowTile& tile) { fold_tile(w, tile, first_id, few); });
+}
+
+void AttendRows::fold_tile(AttendWorkspace& w, RowTile& tile, std::int64_t first_id, bool few) const {
+  // Columns before the first panel that any row sees are left out.
+  const std::int64_t first = tile.first_column() / kPanel * kPanel;
+  const std::int64_t columns = tile.end_column() - first;
+  for (std::int64_t i = 0; i < tile.count; ++i) {
+    tile.begin[i] -= static_cast<std::int32_t>(first);
+    tile.end[i] -= static_cast<std::int32_t>(first);
+  }
+  const float* q = w.q.data() + first_id * padded(dims.dim);
+  if (few) {
+    for (std::int64_t i = 0; i < tile.count; ++i) {
+      kernel.dot_rows(w.k.data() + first * padded(dims.dim), padded(dims.dim), columns, padded(dims.dim),
+                      q + tile.ids[i] * padded(dims.dim), w.scores.data() + i * w.score_row);
+    }
+  } else {
+    kernel.multiply({.m = tile.count,
+                     .n = columns,
+                     .k = dims.dim,
+                     .a = q,
+                     .a_row = padded(dims.dim),
+                     .a_ids = tile.ids,
+                     .b = w.k.data() + first * dims.dim,
+                     .b_panel_stride = dims.dim * kPanel,
+                     .c = w.scores.data(),
+                     .c_row = w.score_row});
+  }
+  float* out = w.out.data() + first_id * out_row();
+  kernel.softmax(
+      {.scores = w.scores.data(),
+       .row_stride = w.score_row,
+       .rows = tile.count,
+       .columns = columns,
+       .begin = tile.begin,
+       .end = tile.end,
+       .ids = tile.ids},
+      {.maximum = w.maximum.data() + first_id, .sum = w.sum.data() + first_id, .out = out, .out_row = out_row()});
+
+  Product pv{.m = tile.count,
+             .n = dims.value_dim,
+             .k = columns,
+             .a = w.scores.data(),
+             .a_row = w.score_row,
+             .b = w.v.data() + first * kPanel,
+             .b_panel_stride = w.keys * kPanel,
+             .c = out,
+             .c_row = out_row(),
+             .c_ids = tile.ids,
+             .accumulate = true};
+  if (w.v_is_finite) {
+    kernel.multiply(pv);
+    return;
+  }
+  // 0 * NaN is NaN: where V holds one, every row is given exactly the keys it sees.
+  for (std::int64_t i = 0; i < tile.count; ++i) {
+    pv.m = 1;
+    pv.k = tile.end[i] - tile.begin[i];
+    pv.a = w.scores.data() + i * w.score_row + tile.begin[i];
+    pv.b = w.v.data() + (first + tile.begin[i]) * kPanel;
+    pv.c_ids = tile.ids + i;
+    kernel.multiply(pv);
+  }
+}
+
+void AttendRows::finish(const Chunk& chunk, std::int64_t kv_head, const float* maximum, const float* sum,
+                        float* out) const {
+  for (std::int64_t id = 0; id < ids(chunk); ++id) {
+    const std::int64_t head = kv_head * dims.group + id / chunk.rows, row = chunk.row_begin + id % chunk.rows;
+    float* values = out + id * out_row();
+    const bool empty = sum[id] == 0.0f;  // every score was -inf
+    if (empty) std::fill_n(values, out_row(), 0.0f);
+    kernel.store_row(values, empty ? 0.0f : 1.0f / sum[id], dims.value_dim, args.result.out.dtype,
+                     row_pointer(args.result.out, row, head));
+    const double log2_sum = static_cast<double>(maximum[id]) + std::log2(static_cast<double>(sum[id]));
+    lse(head, row) = empty ? kNegativeInfinity : static_cast<float>(log2_sum * kLn2);
+  }
+}
+
+}  // namespace moba::cpu

@@ -1,0 +1,41 @@
+// score: the product of each query with the representative of each block in its past, for diagnosis and tests.
+#include <algorithm>
+
+#include "cpu/gate.h"
+#include "cpu/verbs.h"
+
+namespace moba::cpu {
+
+void score(Context& context, const ScoreArgs& args) {
+  const std::int64_t rows = args.q.shape[0], heads = args.q.shape[1], columns = args.scores.shape[2];
+  // The number of keys is not an argument of this verb; block rows bound it: R = Tk / B + sequences.
+  const Sequences sequences(context, args.batch, rows,
+                            most_keys(args.representatives.shape[0], args.batch.sequences(), args.block_size));
+  const auto scores_of = [&](std::int64_t row, std::int64_t head) {
+    return args.scores.as<float>() + row * args.scores.stride[0] + head * args.scores.stride[1];
+  };
+  context.parallel_for(rows, 16, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t head = 0; head < heads; ++head) std::fill_n(scores_of(row, head), columns, kNegativeInfinity);
+    }
+  });
+
+  const auto bytes = [&](std::int64_t most) { return Gate::bytes(args.q.shape[2], most, 1); };
+  const std::int64_t most = rows_that_fit(context, std::min(kGateRows, rows + 1), 0, "score", bytes);
+  context.parallel_for(heads, 1, [&](std::int64_t begin, std::int64_t end) {
+    Gate gate(context, args.q, args.representatives, most, 1);
+    for (std::int64_t head = begin; head < end; ++head) {
+      for_each_row_run(sequences, most, [&](const Sequence& sequence, std::int64_t first, std::int64_t count) {
+        gate.run(sequence, args.block_size, head, first, count,
+                 [&](std::int64_t row, std::int64_t block, std::int64_t blocks, const float* scores) {
+                   float* to = scores_of(row, head) + block;
+                   for (std::int64_t i = 0; i < std::min(blocks, columns - block); ++i) {
+                     to[i] = scores[i] == scores[i] ? scores[i] : kNegativeInfinity;
+                   }
+                 });
+      });
+    }
+  });
+}
+
+}  // namespace moba::cpu

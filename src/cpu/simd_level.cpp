@@ -1,0 +1,71 @@
+// Names and limits of the SIMD level, in terms of Highway's targets.
+#include "cpu/simd_level.h"
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "cpu/highway_targets.h"
+#include "hwy/targets.h"
+#include "moba/cpu_info.h"
+
+namespace moba {
+namespace {
+
+/// Highway calls a level by its own name ("AVX3"); users know the instruction set.
+const char* level_name(std::int64_t target) {
+  switch (target) {
+#if HWY_ARCH_X86
+    case HWY_AVX3: return "AVX-512";
+#endif
+    case HWY_EMU128:
+    case HWY_SCALAR: return "scalar";
+    default: return hwy::TargetName(target);
+  }
+}
+
+/// Calls use(target) for the compiled targets; a lower bit is a better level.
+template <class Use>
+void for_each_compiled_target(Use&& use) {
+  for (std::int64_t rest = HWY_TARGETS; rest != 0; rest &= rest - 1) use(rest & -rest);
+}
+
+}  // namespace
+
+const char* simd_level() {
+  const char* name = nullptr;
+  const std::int64_t supported = HWY_SUPPORTED_TARGETS;
+  for_each_compiled_target([&](std::int64_t target) {
+    if (name == nullptr && (supported & target) != 0) name = level_name(target);
+  });
+  return name != nullptr ? name : level_name(HWY_STATIC_TARGET);
+}
+
+std::vector<std::string> compiled_simd_levels() {
+  std::vector<std::string> names;
+  for_each_compiled_target([&](std::int64_t target) { names.emplace_back(level_name(target)); });
+  return names;
+}
+
+namespace cpu {
+
+bool limit_simd_level(const char* name) {
+  std::int64_t limit = 0;
+  for_each_compiled_target([&](std::int64_t target) {
+    if (name != nullptr && std::strcmp(level_name(target), name) == 0) limit = target;
+  });
+  if (name != nullptr && limit == 0) return false;
+#if HWY_TARGETS != HWY_STATIC_TARGET  // with one level there is nothing to choose, and Highway's library is not needed
+  hwy::SetSupportedTargetsForTest(0);
+  if (limit != 0) {
+    // The limit and everything below it (higher bits) that the processor has; the static target is always there.
+    hwy::SetSupportedTargetsForTest((hwy::SupportedTargets() & ~(limit - 1)) | HWY_STATIC_TARGET);
+  }
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+#endif
+  return true;
+}
+
+}  // namespace cpu
+}  // namespace moba

@@ -1,0 +1,97 @@
+// The whole data flow on one screen: q, k, v -> pool -> select (score inside) -> attend -> out, lse.
+#include "moba/pipeline.h"
+
+#include <cmath>
+
+#include "checks.h"
+#include "scratch.h"
+#include "selectors/selector.h"
+
+namespace moba {
+namespace {
+
+double scale_or_default(double softmax_scale, const ConstTensorView& q) {
+  return softmax_scale == 0.0 && q.rank == 3 ? 1.0 / std::sqrt(static_cast<double>(q.shape[2])) : softmax_scale;
+}
+
+}  // namespace
+
+Selection plan_selection(const AttentionOptions& options, std::int64_t total_q, std::int64_t heads,
+                         std::int64_t kv_heads, std::int64_t max_seqlen_k) {
+  return selector_of(options.kind).plan(options, {total_q, heads, kv_heads, max_seqlen_k});
+}
+
+void pool(Context& context, const Backend& backend, const PoolArgs& args) {
+  check_pool(backend, args);
+  backend.pool(context, args);
+}
+
+void score(Context& context, const Backend& backend, const ScoreArgs& args) {
+  check_score(backend, args);
+  backend.score(context, args);
+}
+
+void invert(Context& context, const Backend& backend, const InvertArgs& args) {
+  check_invert(backend, args);
+  backend.invert(context, args);
+}
+
+void merge(Context& context, const Backend& backend, const MergeArgs& args) {
+  check_merge(backend, args);
+  backend.merge(context, args);
+}
+
+void select(Context& context, const Backend& backend, const AttentionOptions& options, ConstTensorView q,
+            ConstTensorView k, ConstTensorView representatives, const PackedBatch& batch, Selection& selection) {
+  const Selector& selector = selector_of(options.kind);
+  if (selection.kind != SelectionKind::kList || selector.choose == nullptr) return;
+  check_queries_and_keys(backend, q, k);
+
+  if (representatives.present()) {
+    const SelectArgs args{q, representatives, batch, selection};
+    check_select(backend, args);
+    selector.choose(context, backend, options, args);
+    return;
+  }
+  require(selection.block_size >= 1, "selection.block_size", std::to_string(selection.block_size), "at least 1",
+          "plan_selection() sets it.");
+  require(batch.cu_seqlens_k.rank == 1 && batch.cu_seqlens_k.shape[0] >= 1, "cu_seqlens_k",
+          shape_text(batch.cu_seqlens_k), "of shape [sequences + 1]", "Pass [0, total] for one sequence.");
+  const std::int64_t rows = block_rows(k.shape[0], batch.sequences(), selection.block_size);
+  const std::int64_t row_bytes = k.shape[1] * k.shape[2] * size_of(k.dtype);
+  Scratch<std::byte> memory(context, rows * row_bytes, "block representatives");
+  const TensorView pooled(memory.data(), k.dtype, {rows, k.shape[1], k.shape[2]}, k.device);
+  const SelectArgs args{q, pooled, batch, selection};
+  check_select(backend, args);
+  pool(context, backend, {k, batch, selection.block_size, pooled});
+  selector.choose(context, backend, options, args);
+}
+
+void attend(Context& context, const Backend& backend, AttendArgs args) {
+  args.softmax_scale = scale_or_default(args.softmax_scale, args.q);
+  check_attend(backend, args);
+  backend.attend(context, args);
+}
+
+void attend_backward(Context& context, const Backend& backend, AttendBackwardArgs args) {
+  args.softmax_scale = scale_or_default(args.softmax_scale, args.q);
+  check_attend_backward(backend, args);
+  backend.attend_backward(context, args);
+}
+
+void attention(Context& context, const Backend& backend, const AttentionOptions& options, ConstTensorView q,
+               ConstTensorView k, ConstTensorView v, const PackedBatch& batch, Partial result) {
+  check_queries_and_keys(backend, q, k);
+  Selection selection = plan_selection(options, q.shape[0], q.shape[1], k.shape[1], batch.max_seqlen_k);
+  const std::int64_t entries = selection.blocks.present() ? selection.blocks.numel() : 0;
+  Scratch<std::int32_t> list(context, entries, "the list of chosen blocks");
+  selection.blocks.data = list.data();
+  selection.blocks.device = q.device;
+  const AttendArgs args{q, k, v, batch, selection, scale_or_default(options.softmax_scale, q), result};
+  check_attend(backend, args);  // before the choice, so that a bad argument costs nothing
+
+  select(context, backend, options, q, k, {}, batch, selection);
+  backend.attend(context, args);
+}
+
+}  // namespace moba

@@ -1,0 +1,90 @@
+// Element offsets beyond 2^31: tensors of a few rows that lie 4 GiB apart, in address space that is mostly never
+// touched.
+#include <sys/mman.h>
+
+#include "cases/compare.h"
+#include "core/support.h"
+
+namespace moba::test {
+namespace {
+
+using cases::HostTensor;
+using cases::Problem;
+
+/// A bfloat16 tensor [rows, heads, dim] whose rows are 2^31 + 64 elements apart.
+class SpreadTensor {
+ public:
+  explicit SpreadTensor(const HostTensor& source) : view_(source.view()) {
+    view_.stride[0] = (std::int64_t{1} << 31) + 64;
+    bytes_ = static_cast<std::size_t>(view_.shape[0] * view_.stride[0] * size_of(view_.dtype));
+    memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory_ == MAP_FAILED) return;
+    view_.data = memory_;
+    const std::int64_t row = view_.shape[1] * view_.shape[2];
+    for (std::int64_t i = 0; i < source.numel(); ++i) {
+      view_.as<std::uint16_t>()[i / row * view_.stride[0] + i % row] = source.view().as<std::uint16_t>()[i];
+    }
+  }
+  ~SpreadTensor() {
+    if (memory_ != MAP_FAILED) munmap(memory_, bytes_);
+  }
+  SpreadTensor(const SpreadTensor&) = delete;
+  SpreadTensor& operator=(const SpreadTensor&) = delete;
+
+  bool mapped() const { return memory_ != MAP_FAILED; }
+  const TensorView& view() const { return view_; }
+  bool equals(const HostTensor& other) const {
+    const std::int64_t row = view_.shape[1] * view_.shape[2];
+    for (std::int64_t i = 0; i < other.numel(); ++i) {
+      const std::uint16_t mine = view_.as<std::uint16_t>()[i / row * view_.stride[0] + i % row];
+      if (mine != other.view().as<std::uint16_t>()[i]) return false;
+    }
+    return true;
+  }
+
+ private:
+  TensorView view_;
+  std::size_t bytes_ = 0;
+  void* memory_ = MAP_FAILED;
+};
+
+class LargeOffsetTest : public BackendTest {};
+
+TEST_P(LargeOffsetTest, RowsFarApartGiveTheBitsOfRowsSideBySide) {
+  cases::Case c;
+  c.dtype = DType::kBFloat16;
+  c.heads = 2;
+  c.kv_heads = 1;
+  c.head_dim = c.value_dim = 16;
+  c.options.block_size = 2;
+  c.options.top_k = 2;
+  c.q_lengths = c.k_lengths = {6};
+  const Problem problem(c);
+  const cases::Choice choice = cases::choose(context, backend(), problem);
+  const cases::Results expected = cases::run(context, backend(), problem, choice.selection);
+
+  const SpreadTensor q(problem.q), k(problem.k), v(problem.v), dout(problem.dout), out(problem.dout), dq(problem.q),
+      dk(problem.k), dv(problem.v);
+  for (const SpreadTensor* tensor : {&q, &k, &v, &dout, &out, &dq, &dk, &dv}) {
+    if (!tensor->mapped()) GTEST_SKIP() << "this system gives no 200 GB of address space";
+  }
+  HostTensor lse(DType::kFloat32, {2, 6}), list(DType::kInt32, {6, 2, 1});
+  Selection selection = choice.selection;
+  selection.blocks = list.view();
+  select(context, backend(), c.options, q.view(), k.view(), {}, problem.batch(), selection);
+  EXPECT_TRUE(cases::same_bits(list, choice.list));
+  attend(context, backend(), {q.view(), k.view(), v.view(), problem.batch(), selection, 0.0, {out.view(), lse.view()}});
+  EXPECT_TRUE(out.equals(expected.out));
+  EXPECT_TRUE(cases::same_bits(lse, expected.lse));
+  attend_backward(context, backend(),
+                  {q.view(), k.view(), v.view(), problem.batch(), selection, 0.0, out.view(), lse.view(), dout.view(),
+                   problem.dlse.view(), dq.view(), dk.view(), dv.view()});
+  EXPECT_TRUE(dq.equals(expected.dq));
+  EXPECT_TRUE(dk.equals(expected.dk));
+  EXPECT_TRUE(dv.equals(expected.dv));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LargeOffsetTest, ::testing::ValuesIn(backends()), backend_name);
+
+}  // namespace
+}  // namespace moba::test
