@@ -2,7 +2,9 @@
 #include <c10/util/Exception.h>
 
 #include <exception>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "common/command.h"
 #include "common/errors.h"
@@ -13,15 +15,30 @@ namespace {
 
 using namespace moba::app;
 
+/// A word where a command should stand; empty if there is none.
+std::string unknown_command(const CLI::App& program) {
+  const CLI::App* last = &program;
+  while (!last->get_subcommands().empty()) last = last->get_subcommands().front();
+  const std::vector<std::string> left = last->remaining();
+  return left.empty() || left.front().starts_with('-') ? "" : left.front();
+}
+
+/// CLI11 leaves two blank lines between groups of options.
+std::string without_double_blanks(std::string text) {
+  for (std::size_t at = text.find("\n\n\n"); at != std::string::npos; at = text.find("\n\n\n", at)) text.erase(at, 1);
+  return text;
+}
+
 /// Help and version go to standard output, everything else to standard error.
 int report_parse_end(const CLI::App& program, const CLI::ParseError& end) {
   std::ostringstream out, error;
   const int code = program.exit(end, out, error);
-  print(out.str());
+  print(without_double_blanks(out.str()));
   if (code == 0) return kSuccess;
   std::string message = error.str();
   while (message.ends_with('\n')) message.pop_back();
-  print_note("moba: " + message);
+  const std::string unknown = unknown_command(program);
+  print_note("moba: " + (unknown.empty() ? "" : "unknown command '" + unknown + "'. ") + message);
   return kUsage;
 }
 

@@ -59,6 +59,8 @@ auto as_library(F&& call) {
     return std::forward<F>(call)();
   } catch (const c10::ValueError& error) {
     throw Error(ErrorCode::kInvalidArgument, error.what_without_backtrace());
+  } catch (const c10::OutOfMemoryError& error) {
+    throw Error(ErrorCode::kWorkspace, error.what_without_backtrace());
   }
 }
 

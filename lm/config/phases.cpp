@@ -63,8 +63,8 @@ Start parse_start(SectionReader& reader, bool first) {
 
 PhaseConfig parse_phase(SectionReader& reader, const PhaseConfig* previous, const PhaseRules& rules) {
   PhaseConfig phase = previous ? *previous : PhaseConfig{};
-  phase.sequence_length = reader.integer("sequence_length",
-                                         previous ? std::optional(phase.sequence_length) : std::nullopt, 1);
+  phase.sequence_length =
+      reader.integer("sequence_length", previous ? std::optional(phase.sequence_length) : std::nullopt, 1);
   phase.batch_tokens = reader.integer("batch_tokens", previous ? std::optional(phase.batch_tokens) : std::nullopt, 1);
   if (reader.has("micro_batch_tokens") || !previous || previous->micro_batch_tokens == previous->batch_tokens) {
     phase.micro_batch_tokens = reader.integer("micro_batch_tokens", phase.batch_tokens, 1);
@@ -74,11 +74,11 @@ PhaseConfig parse_phase(SectionReader& reader, const PhaseConfig* previous, cons
     reader.fail("sequence_length", fmt::format("the model's max_position_embeddings is {}; make that larger",
                                                rules.model.max_position_embeddings));
   if (rules.recall && length < kShortestRecallSequence)
-    reader.fail("sequence_length", fmt::format("must be at least {} while recall.fraction is above 0",
-                                               kShortestRecallSequence));
+    reader.fail("sequence_length",
+                fmt::format("must be at least {} while recall.fraction is above 0", kShortestRecallSequence));
   if (phase.batch_tokens % length != 0)
-    reader.fail("batch_tokens", fmt::format("{} must be a multiple of sequence_length = {}", phase.batch_tokens,
-                                            length));
+    reader.fail("batch_tokens",
+                fmt::format("{} must be a multiple of sequence_length = {}", phase.batch_tokens, length));
   if (phase.micro_batch_tokens % length != 0 || phase.batch_tokens % phase.micro_batch_tokens != 0)
     reader.fail("micro_batch_tokens", fmt::format("{} must be a multiple of sequence_length = {} and divide "
                                                   "batch_tokens = {}",
@@ -119,15 +119,16 @@ void parse_phases(const json& schedule_json, const json& phases_json, const std:
     PhaseConfig phase = parse_phase(reader, previous, rules);
     phase.step = start.step ? *start.step : previous ? step_at(phases, *start.tokens) : 0;
     if (previous && phase.step <= previous->step)
-      reader.fail(start.step ? "step" : "tokens",
-                  fmt::format("begins at step {}, which must be after the previous phase's {}", phase.step,
-                              previous->step));
+      reader.fail(
+          start.step ? "step" : "tokens",
+          fmt::format("begins at step {}, which must be after the previous phase's {}", phase.step, previous->step));
     reader.refuse_unknown_keys();
     phases.push_back(std::move(phase));
   }
 
   SectionReader reader(schedule_json, source, "schedule");
-  if (reader.has("steps") == reader.has("tokens")) reader.fail("steps", "give the length of the run in steps or tokens");
+  if (reader.has("steps") == reader.has("tokens"))
+    reader.fail("steps", "give the length of the run in steps or tokens");
   if (reader.has("steps")) {
     schedule.steps = reader.integer("steps", std::nullopt, 1, kMaxSteps);
   } else {

@@ -26,11 +26,13 @@ std::string join(const std::vector<std::string>& parts) {
 SectionReader::SectionReader(const json& section, std::string source, std::string name)
     : section_(section), source_(std::move(source)), name_(std::move(name)) {
   if (!section_.is_object() && !section_.is_null())
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: {} = {}: must be a section (a table of keys)", source_,
-                                                         name_, section_.dump()));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: {} = {}: must be a section (a table of keys)", source_, name_, section_.dump()));
 }
 
-std::string SectionReader::full_name(const std::string& key) const { return name_.empty() ? key : name_ + "." + key; }
+std::string SectionReader::full_name(const std::string& key) const {
+  return name_.empty() ? key : name_ + "." + key;
+}
 
 void SectionReader::fail(const std::string& key, const std::string& rule) const {
   const bool present = section_.is_object() && section_.contains(key);
@@ -38,7 +40,9 @@ void SectionReader::fail(const std::string& key, const std::string& rule) const 
   throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: {}{}: {}", source_, full_name(key), value, rule));
 }
 
-bool SectionReader::has(const std::string& key) const { return section_.is_object() && section_.contains(key); }
+bool SectionReader::has(const std::string& key) const {
+  return section_.is_object() && section_.contains(key);
+}
 
 const json* SectionReader::find(const std::string& key, bool required) {
   asked_.insert(key);
@@ -54,8 +58,8 @@ std::int64_t SectionReader::integer(const std::string& key, std::optional<std::i
   if (!value->is_number_integer()) fail(key, "must be a whole number");
   const std::int64_t number = value->get<std::int64_t>();
   if (number < low || number > high) {
-    fail(key, high == kLargest ? fmt::format("must be at least {}", low)
-                               : fmt::format("must be from {} to {}", low, high));
+    fail(key,
+         high == kLargest ? fmt::format("must be at least {}", low) : fmt::format("must be from {} to {}", low, high));
   }
   return number;
 }
@@ -87,8 +91,7 @@ std::string SectionReader::text(const std::string& key, std::optional<std::strin
 std::string SectionReader::choice(const std::string& key, std::optional<std::string> fallback,
                                   const std::vector<std::string>& allowed) {
   const std::string value = text(key, std::move(fallback));
-  if (std::find(allowed.begin(), allowed.end(), value) == allowed.end())
-    fail(key, "must be one of " + join(allowed));
+  if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) fail(key, "must be one of " + join(allowed));
   return value;
 }
 

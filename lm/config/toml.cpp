@@ -14,7 +14,9 @@ namespace {
 
 using nlohmann::json;
 
-[[noreturn]] void fail(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+[[noreturn]] void fail(const std::string& message) {
+  throw Error(ErrorCode::kInvalidArgument, message);
+}
 
 json to_json(const toml::node& node, const std::string& source) {
   if (const auto* table = node.as_table()) {
@@ -69,7 +71,9 @@ json parse_toml(const std::string& text, const std::string& source) {
   }
 }
 
-json read_toml(const std::filesystem::path& file) { return parse_toml(read_file(file), file.string()); }
+json read_toml(const std::filesystem::path& file) {
+  return parse_toml(read_file(file), file.string());
+}
 
 void apply_override(json& root, const std::string& override_text) {
   const std::size_t equals = override_text.find('=');

@@ -59,8 +59,8 @@ ModelConfig parse_model_shape(SectionReader& reader) {
   model.num_attention_heads = reader.integer("num_attention_heads", model.num_attention_heads, 1, 4096);
   model.num_key_value_heads = reader.integer("num_key_value_heads", model.num_attention_heads, 1, 4096);
   if (!reader.has("head_dim") && model.hidden_size % model.num_attention_heads != 0)
-    reader.fail("num_attention_heads", fmt::format("must divide hidden_size = {}, or head_dim be given",
-                                                   model.hidden_size));
+    reader.fail("num_attention_heads",
+                fmt::format("must divide hidden_size = {}, or head_dim be given", model.hidden_size));
   model.head_dim = reader.integer("head_dim", model.hidden_size / model.num_attention_heads, 1, 4096);
   model.rms_norm_eps = reader.number("rms_norm_eps", model.rms_norm_eps, 1e-12, 1);
   model.rope_theta = reader.number("rope_theta", model.rope_theta, 1, 1e12);
@@ -90,8 +90,7 @@ ModelSource parse_model(SectionReader reader, const std::string& tokenizer) {
       reader.integer("max_position_embeddings", model.max_position_embeddings, 1, std::int64_t{1} << 32);
   reader.refuse_unknown_keys();  // beside init_from, every key of the shape is unknown
   model.tokenizer = tokenizer == "bytes" ? "bytes" : "sentencepiece";
-  if (tokenizer == "bytes" && model.vocab_size != 256)
-    reader.fail("vocab_size", "must be 256 for the bytes tokenizer");
+  if (tokenizer == "bytes" && model.vocab_size != 256) reader.fail("vocab_size", "must be 256 for the bytes tokenizer");
   model.plan = {};
   model = parse_model_config(to_json(model), reader.source() + " [model]");
   return source;

@@ -24,9 +24,9 @@ struct RunConfig {
   std::int64_t log_every = 10;          // steps a line
   std::int64_t checkpoint_every = 500;  // steps
   std::int64_t keep_checkpoints = 2;
-  std::int64_t validate_every = 0;         // steps; 0: never
-  std::int64_t validate_tokens = 1 << 19;  // predicted tokens a validation, rounded up to whole sequences
-  double peak_tflops = 0;                  // for MFU; 0: known by the GPU's name, else MFU is left out
+  std::int64_t validate_every = 0;                    // steps; 0: never
+  std::int64_t validate_tokens = 1 << 19;             // predicted tokens a validation, rounded up to whole sequences
+  double peak_tflops = 0;                             // for MFU; 0: known by the GPU's name, else MFU is left out
   std::optional<std::filesystem::path> resume_parts;  // folder of compact resume files
   std::int64_t resume_parts_mb = 16;                  // MiB a file at most
 };
@@ -47,11 +47,11 @@ struct DataConfig {
 
 /// [recall]: facts woven into text, asked again later (lm/data/recall.h).
 struct RecallConfig {
-  double fraction = 0;              // of the sequences
-  double answer_weight = 4;         // of a value's bytes and what ends it, in the loss
+  double fraction = 0;       // of the sequences
+  double answer_weight = 4;  // of a value's bytes and what ends it, in the loss
   double repeat_probability = 0.85;
-  double end_share = 0.35;          // of the repeats that stand at the end of the sequence
-  double density = 1.0;             // factor on the usual number of facts
+  double end_share = 0.35;  // of the repeats that stand at the end of the sequence
+  double density = 1.0;     // factor on the usual number of facts
   // Weights of the kinds of values.
   double digits = 0.28, made_up_words = 0.37, dictionary_words = 0.1, names = 0.1, codes = 0.15;
 };
@@ -67,10 +67,10 @@ struct OptimizerConfig {
 
 /// [schedule]
 struct ScheduleConfig {
-  std::int64_t steps = 0;      // of the whole run
-  std::string kind = "wsd";    // cosine | wsd (constant, then linear)
-  std::int64_t warmup = 100;   // steps
-  double decay_fraction = 0.2;  // wsd: the last part of the run's tokens
+  std::int64_t steps = 0;        // of the whole run
+  std::string kind = "wsd";      // cosine | wsd (constant, then linear)
+  std::int64_t warmup = 100;     // steps
+  double decay_fraction = 0.2;   // wsd: the last part of the run's tokens
   double final_fraction = 0.05;  // of the learning rate, at the end
 };
 

@@ -33,8 +33,8 @@ struct MicroBatch {
 struct StepBatch {
   std::int64_t step = 0;
   std::vector<MicroBatch> parts;
-  double weight_sum = 0;       // over all parts
-  std::int64_t tokens = 0;     // of all parts, from here on
+  double weight_sum = 0;    // over all parts
+  std::int64_t tokens = 0;  // of all parts, from here on
   std::int64_t text_tokens = 0, answer_tokens = 0, facts = 0;
 };
 

@@ -11,10 +11,10 @@ namespace {
 
 // 1, 2, 3, 4, 5 facts: mostly three and more, because those that share a sentence teach to read its names.
 constexpr std::array<double, 5> kGroupSizes = {0.14, 0.16, 0.25, 0.25, 0.2};
-constexpr double kSharedFiller = 0.3;     // of the groups with two fillers
-constexpr double kSameKind = 0.75;        // all values of the group of one kind
-constexpr double kSameLength = 0.7;       // all numbers of the group of one length
-constexpr int kTries = 12;                // to draw something that is not in the group yet
+constexpr double kSharedFiller = 0.3;  // of the groups with two fillers
+constexpr double kSameKind = 0.75;     // all values of the group of one kind
+constexpr double kSameLength = 0.7;    // all numbers of the group of one length
+constexpr int kTries = 12;             // to draw something that is not in the group yet
 
 std::string draw_filler(Random& random, bool name, const Lexicon& lexicon) {
   return name ? draw_name(random, lexicon) : draw_word(random, lexicon);

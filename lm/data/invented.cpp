@@ -10,10 +10,10 @@ namespace {
 constexpr std::size_t kEnoughWords = 200;
 
 constexpr std::array<std::string_view, 64> kOnsets = {
-    "b",  "c",  "d",  "f",  "g",  "h",  "j",  "k",  "l",  "m",  "n",  "p",  "q",  "r",   "s",   "t",
-    "v",  "w",  "x",  "y",  "z",  "",   "bl", "br", "ch", "cl", "cr", "dr", "dw", "fl",  "fr",  "gh",
-    "gl", "gn", "gr", "kh", "kl", "kr", "kw", "ll", "ph", "pl", "pr", "qu", "rh", "sc",  "sh",  "sk",
-    "sl", "sm", "sn", "sp", "st", "sv", "sw", "th", "tr", "ts", "tw", "vl", "wh", "zh",  "str", "thr"};
+    "b",  "c",  "d",  "f",  "g",  "h",  "j",  "k",  "l",  "m",  "n",  "p",  "q",  "r",  "s",   "t",
+    "v",  "w",  "x",  "y",  "z",  "",   "bl", "br", "ch", "cl", "cr", "dr", "dw", "fl", "fr",  "gh",
+    "gl", "gn", "gr", "kh", "kl", "kr", "kw", "ll", "ph", "pl", "pr", "qu", "rh", "sc", "sh",  "sk",
+    "sl", "sm", "sn", "sp", "st", "sv", "sw", "th", "tr", "ts", "tw", "vl", "wh", "zh", "str", "thr"};
 constexpr std::array<std::string_view, 28> kVowels = {"a",  "e",  "i",  "o",  "u",  "y",  "aa", "ae", "ai", "au",
                                                       "ay", "ea", "ee", "ei", "eo", "eu", "ia", "ie", "io", "iu",
                                                       "oa", "oe", "oi", "oo", "ou", "ua", "ue", "ui"};

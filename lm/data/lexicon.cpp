@@ -11,8 +11,12 @@ constexpr std::size_t kSamples = 64;
 constexpr std::size_t kSampleBytes = 128 << 10;
 constexpr std::size_t kShortestWord = 3, kLongestWord = 12;
 
-bool is_lower(std::uint8_t c) { return c >= 'a' && c <= 'z'; }
-bool is_upper(std::uint8_t c) { return c >= 'A' && c <= 'Z'; }
+bool is_lower(std::uint8_t c) {
+  return c >= 'a' && c <= 'z';
+}
+bool is_upper(std::uint8_t c) {
+  return c >= 'A' && c <= 'Z';
+}
 
 using Counts = std::unordered_map<std::string, std::int64_t>;
 

@@ -10,26 +10,72 @@ namespace {
 
 constexpr std::int64_t kFewestWords = 5, kMostWords = 18;
 
-constexpr std::array<std::string_view, 48> kLinks = {
-    "was called",       "is called",        "bears the number",  "is named",          "was named",        ":",
-    "is",               "was",              "has the code",      "had the number",    "is known as",      "was known as",
-    "answers to",       "goes by",          "went by the name",  "carries the sign",  "reads",            "read",
-    "is written",       "was spelled",      "came to be called", "is marked",         "stands for",       "means",
-    "gave the word",    "said",             "whispered",         "replied",           "signed as",        "chose",
-    "is kept under",    "uses the password", "became",           "number",            "named",            "called",
-    "by the name of",   "with the number",  "has as its name",   "is to be read as",  "shows",            "counts",
-    "equals",           "remains",          "has the title",     "wrote down",        "asked for",        "says:"};
+constexpr std::array<std::string_view, 48> kLinks = {"was called",
+                                                     "is called",
+                                                     "bears the number",
+                                                     "is named",
+                                                     "was named",
+                                                     ":",
+                                                     "is",
+                                                     "was",
+                                                     "has the code",
+                                                     "had the number",
+                                                     "is known as",
+                                                     "was known as",
+                                                     "answers to",
+                                                     "goes by",
+                                                     "went by the name",
+                                                     "carries the sign",
+                                                     "reads",
+                                                     "read",
+                                                     "is written",
+                                                     "was spelled",
+                                                     "came to be called",
+                                                     "is marked",
+                                                     "stands for",
+                                                     "means",
+                                                     "gave the word",
+                                                     "said",
+                                                     "whispered",
+                                                     "replied",
+                                                     "signed as",
+                                                     "chose",
+                                                     "is kept under",
+                                                     "uses the password",
+                                                     "became",
+                                                     "number",
+                                                     "named",
+                                                     "called",
+                                                     "by the name of",
+                                                     "with the number",
+                                                     "has as its name",
+                                                     "is to be read as",
+                                                     "shows",
+                                                     "counts",
+                                                     "equals",
+                                                     "remains",
+                                                     "has the title",
+                                                     "wrote down",
+                                                     "asked for",
+                                                     "says:"};
 
 constexpr std::array<std::string_view, 56> kFunctionWords = {
-    "the",   "a",      "of",      "in",    "to",     "and",   "with",   "for",   "by",    "at",     "from", "on",
-    "under", "over",   "near",    "into",  "upon",   "through", "behind", "his", "her",   "their",  "our",  "my",
-    "this",  "that",   "every",   "no",    "some",   "which", "who",    "when",  "where", "because", "before", "after",
-    "until", "although", "is",    "was",   "has",    "had",   "would",  "could", "as",    "but",    "or",   "not",
-    "than",  "between", "without", "against", "about", "along", "its",  "one"};
+    "the",     "a",       "of",    "in",      "to",     "and",   "with",  "for",      "by",     "at",
+    "from",    "on",      "under", "over",    "near",   "into",  "upon",  "through",  "behind", "his",
+    "her",     "their",   "our",   "my",      "this",   "that",  "every", "no",       "some",   "which",
+    "who",     "when",    "where", "because", "before", "after", "until", "although", "is",     "was",
+    "has",     "had",     "would", "could",   "as",     "but",   "or",    "not",      "than",   "between",
+    "without", "against", "about", "along",   "its",    "one"};
 
-bool is_space(std::uint8_t c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; }
-bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
-bool ends_sentence(std::uint8_t c) { return c == '.' || c == '!' || c == '?'; }
+bool is_space(std::uint8_t c) {
+  return c == ' ' || c == '\n' || c == '\t' || c == '\r';
+}
+bool is_letter(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+bool ends_sentence(std::uint8_t c) {
+  return c == '.' || c == '!' || c == '?';
+}
 
 // Marks that would stand alone without the rest of their sentence, or that are the markup of a text file.
 bool is_stray_mark(char c) {
@@ -47,7 +93,8 @@ std::vector<std::string> read_words(std::span<const std::uint8_t> text, std::siz
       if (!is_stray_mark(c)) word += c;
     }
     if (word.empty()) continue;
-    const bool last = std::any_of(word.begin(), word.end(), [](char c) { return ends_sentence(static_cast<std::uint8_t>(c)); });
+    const bool last =
+        std::any_of(word.begin(), word.end(), [](char c) { return ends_sentence(static_cast<std::uint8_t>(c)); });
     if (last) {
       word.resize(word.find_first_of(".!?"));
       if (!word.empty()) words.push_back(std::move(word));
@@ -116,7 +163,9 @@ std::vector<std::size_t> draw_places(Random& random, const std::vector<std::stri
 
 }  // namespace
 
-std::span<const std::string_view> linking_phrases() { return kLinks; }
+std::span<const std::string_view> linking_phrases() {
+  return kLinks;
+}
 
 std::string Pattern::beginning(const std::vector<std::string>& fillers) const {
   std::string text = parts[0];

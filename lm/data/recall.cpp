@@ -28,7 +28,9 @@ struct Insertion {
   std::size_t size() const { return lead.size() + fact->beginning.size() + 1 + fact->value.size() + 1; }
 };
 
-bool is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+bool is_space(char c) {
+  return c == ' ' || c == '\n' || c == '\r' || c == '\t';
+}
 
 // Just behind the marks that end sentences, before white space, in text[0, limit). Text without sentences (tables,
 // verse) is cut at white space, and text without that anywhere.

@@ -33,10 +33,10 @@ struct WovenText {
 /// and beyond, on straight lines in log-log.
 double usual_facts(std::int64_t length);
 
-/// Exactly `length` bytes: `haystack` (at least `length` bytes) with groups of 1 to 5 facts put in at sentence ends. The
-/// facts of a group share their sentence and differ in its fillers and values. Each stands once, and with probability
-/// config.repeat_probability again later: after a space or a blank line, anywhere behind it or at the very end.
-/// `library` is the text from which sentence beginnings are taken. length >= kShortestRecallSequence.
+/// Exactly `length` bytes: `haystack` (at least `length` bytes) with groups of 1 to 5 facts put in at sentence ends.
+/// The facts of a group share their sentence and differ in its fillers and values. Each stands once, and with
+/// probability config.repeat_probability again later: after a space or a blank line, anywhere behind it or at the very
+/// end. `library` is the text from which sentence beginnings are taken. length >= kShortestRecallSequence.
 WovenText weave_facts(Random& random, std::span<const std::uint8_t> haystack, std::int64_t length,
                       std::span<const std::uint8_t> library, const Lexicon& lexicon, const RecallConfig& config);
 

@@ -20,7 +20,9 @@ struct Footer {
 };
 static_assert(sizeof(Footer) == 32);
 
-std::int64_t padded(std::int64_t bytes) { return (bytes + 7) / 8 * 8; }
+std::int64_t padded(std::int64_t bytes) {
+  return (bytes + 7) / 8 * 8;
+}
 
 // FNV-1a, 64 bit.
 std::uint64_t hash_text(std::string_view text) {
@@ -36,7 +38,9 @@ std::string store_name(const std::vector<TextFile>& files, const std::string& to
   return fmt::format("tokens-{:016x}.bin", hash_text(key));
 }
 
-std::int64_t width_for(std::int64_t vocab_size) { return vocab_size <= 256 ? 1 : vocab_size <= 65536 ? 2 : 4; }
+std::int64_t width_for(std::int64_t vocab_size) {
+  return vocab_size <= 256 ? 1 : vocab_size <= 65536 ? 2 : 4;
+}
 
 // Tokens packed to `width` bytes each.
 std::vector<std::uint8_t> pack(const std::vector<std::int64_t>& tokens, std::int64_t width) {

@@ -23,8 +23,9 @@ using ByteProgress = std::function<void(std::int64_t done, std::int64_t total)>;
 /// so that a store is written in one pass.
 class TokenStore {
  public:
-  /// Opens the store of these files in `cache_dir`, building it first when it is not there. The name holds a hash of the
-  /// list (paths, sizes, times) and of `tokenizer_name`, so a change of either builds another. The file appears whole.
+  /// Opens the store of these files in `cache_dir`, building it first when it is not there. The name holds a hash of
+  /// the list (paths, sizes, times) and of `tokenizer_name`, so a change of either builds another. The file appears
+  /// whole.
   static TokenStore open_or_build(const std::vector<TextFile>& files, const Tokenizer& tokenizer,
                                   const std::string& tokenizer_name, const std::filesystem::path& cache_dir,
                                   const ByteProgress& progress);
@@ -36,9 +37,7 @@ class TokenStore {
     return document == 0 ? 0 : ends_[static_cast<std::size_t>(document - 1)];
   }
   std::int64_t document_end(std::int64_t document) const { return ends_[static_cast<std::size_t>(document)]; }
-  std::int64_t document_size(std::int64_t document) const {
-    return document_end(document) - document_begin(document);
-  }
+  std::int64_t document_size(std::int64_t document) const { return document_end(document) - document_begin(document); }
   /// The document that holds token `position`.
   std::int64_t document_of(std::int64_t position) const;
 

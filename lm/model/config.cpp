@@ -117,7 +117,7 @@ void parse_ours(const JsonObject& root, ModelConfig& config) {
     ours.fail("tokenizer", "is unknown; known: bytes, sentencepiece");
   }
   if (config.tokenizer == "bytes" && config.vocab_size != 256) {
-    root.fail("vocab_size", "must be 256 with the byte tokenizer");
+    root.fail("vocab_size", "must be 256 with the byte tokenizer that the key moba asks for");
   }
   if (ours.has("plan")) {
     config.plan = parse_plan(ours.at("plan"), config.num_hidden_layers, ours.where() + ": plan");

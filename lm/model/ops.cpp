@@ -66,8 +66,14 @@ class Recompute : public torch::autograd::Function<Recompute> {
 }  // namespace
 
 Tensor project(const Tensor& x, const std::vector<Tensor>& weights) {
-  const Tensor weight = weights.size() == 1 ? weights[0] : torch::cat(weights);
-  return at::linear(x, weight.to(x.scalar_type()));
+  const auto product = [&x](const Tensor& weight) { return at::linear(x, weight.to(x.scalar_type())); };
+  if (weights.size() == 1) return product(weights[0]);
+  // One wide product is faster than several, but the stacked weights are a copy: a decode step (one row) would copy far
+  // more than it computes. Stack whichever side is smaller, weights [M, N] or results [T, M].
+  if (x.size(0) >= x.size(1)) return product(torch::cat(weights));
+  std::vector<Tensor> results;
+  for (const Tensor& weight : weights) results.push_back(product(weight));
+  return torch::cat(results, 1);
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {

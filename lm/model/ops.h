@@ -9,8 +9,8 @@
 
 namespace moba::lm {
 
-/// x [T, N] times weights [M_i, N] stacked, cast to x's dtype: [T, sum M_i]. One matrix product; gradients arrive in
-/// the weights' own dtype.
+/// x [T, N] times weights [M_i, N] side by side, cast to x's dtype: [T, sum M_i]. Gradients arrive in the weights' own
+/// dtype.
 torch::Tensor project(const torch::Tensor& x, const std::vector<torch::Tensor>& weights);
 
 /// x / rms(x) * weight over the last axis (Zhang & Sennrich, arXiv 1910.07467): x [..., N], weight [N] of any dtype.

@@ -69,12 +69,9 @@ const json& member(const json& object, const char* key, const std::string& where
 }  // namespace
 
 json to_json(const TrainPosition& position) {
-  return {{"format", kFormat},
-          {"step", position.step},
-          {"seed", position.seed},
-          {"schedule", position.schedule},
-          {"config", position.config},
-          {"model", position.model},
+  return {{"format", kFormat},          {"step", position.step},
+          {"seed", position.seed},      {"schedule", position.schedule},
+          {"config", position.config},  {"model", position.model},
           {"figures", position.figures}};
 }
 
@@ -87,7 +84,7 @@ TrainPosition parse_position(const json& object, const std::string& where) {
     fail(where, fmt::format("step = {}: must be a whole number from 0", step.dump()));
   const json& seed = member(object, "seed", where);
   if (!seed.is_number_unsigned()) fail(where, fmt::format("seed = {}: must be a whole number from 0", seed.dump()));
-  return {step.get<std::int64_t>(), seed.get<std::uint64_t>(), member(object, "schedule", where),
+  return {step.get<std::int64_t>(),        seed.get<std::uint64_t>(),      member(object, "schedule", where),
           member(object, "config", where), member(object, "model", where), member(object, "figures", where)};
 }
 

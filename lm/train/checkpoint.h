@@ -17,12 +17,12 @@ namespace moba::lm {
 
 /// Where a run stands besides its tensors. The random state is the seed and the step: data is drawn by counter.
 struct TrainPosition {
-  std::int64_t step = 0;     // steps done
-  std::uint64_t seed = 0;    // of the data
-  nlohmann::json schedule;   // schedule_to_json of the run
-  nlohmann::json config;     // the TOML file after overrides
-  nlohmann::json model;      // config.json of the model
-  nlohmann::json figures;    // FigureSums::state() of the steps since the last line
+  std::int64_t step = 0;    // steps done
+  std::uint64_t seed = 0;   // of the data
+  nlohmann::json schedule;  // schedule_to_json of the run
+  nlohmann::json config;    // the TOML file after overrides
+  nlohmann::json model;     // config.json of the model
+  nlohmann::json figures;   // FigureSums::state() of the steps since the last line
 };
 
 nlohmann::json to_json(const TrainPosition& position);
@@ -33,8 +33,9 @@ TrainPosition parse_position(const nlohmann::json& json, const std::string& wher
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& folder);
 
 /// Writes `folder`/step-N: model.safetensors and config.json (float32 weights, a model directory of its own),
-/// optimizer.safetensors, state.json. It is made under another name and renamed when it is on the disk; then all but the
-/// newest `keep` are removed. `config` carries the plan of the phase; `tokenizer_file` goes along where there is one.
+/// optimizer.safetensors, state.json. It is made under another name and renamed when it is on the disk; then all but
+/// the newest `keep` are removed. `config` carries the plan of the phase; `tokenizer_file` goes along where there is
+/// one.
 void save_checkpoint(const std::filesystem::path& folder, const Model& model, const ModelConfig& config,
                      const AdamW& optimizer, const TrainPosition& position,
                      const std::optional<std::filesystem::path>& tokenizer_file, std::int64_t keep);

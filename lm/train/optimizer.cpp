@@ -72,8 +72,8 @@ void AdamW::load_state(const NamedTensors& state, const std::string& where) {
     if (found == state.end())
       throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: tensor '{}' is missing", where, name));
     if (found->second.sizes() != target.sizes())
-      throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: tensor '{}' has another shape than the model's", where,
-                                                           name));
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("{}: tensor '{}' has another shape than the model's", where, name));
     target.copy_(found->second);
     ++used;
   };
@@ -85,8 +85,8 @@ void AdamW::load_state(const NamedTensors& state, const std::string& where) {
     }
   }
   if (used != state.size())
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: it holds {} tensors where the model has {}", where,
-                                                         state.size(), used));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: it holds {} tensors where the model has {}", where, state.size(), used));
 }
 
 }  // namespace moba::lm

@@ -64,7 +64,9 @@ Values scalars(const ValidationReport& report) {
   return counted(std::move(values));
 }
 
-std::string bytes_text(std::int64_t bytes) { return fmt::format("{:.2f} GB", static_cast<double>(bytes) / 1e9); }
+std::string bytes_text(std::int64_t bytes) {
+  return fmt::format("{:.2f} GB", static_cast<double>(bytes) / 1e9);
+}
 
 std::string rate_text(double per_second) {
   return per_second >= 1e6 ? fmt::format("{:.2f}M", per_second / 1e6) : fmt::format("{:.1f}k", per_second / 1e3);
@@ -103,8 +105,7 @@ Reporter::Reporter(const fs::path& metrics, const fs::path& events, std::int64_t
 void Reporter::append(const std::string& record) {
   metrics_ << record;
   metrics_.flush();
-  if (!metrics_)
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: cannot be written", metrics_file_.string()));
+  if (!metrics_) throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: cannot be written", metrics_file_.string()));
 }
 
 void Reporter::notice(const std::string& line) {

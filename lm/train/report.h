@@ -14,8 +14,8 @@
 namespace moba::lm {
 
 struct StepReport {
-  std::int64_t step = 0;   // steps done
-  std::int64_t steps = 0;  // of the run
+  std::int64_t step = 0;    // steps done
+  std::int64_t steps = 0;   // of the run
   std::int64_t tokens = 0;  // seen so far
   StepFigures figures;
   double learning_rate = 0;
@@ -42,8 +42,8 @@ std::string clock_text(double seconds);
 
 class Reporter {
  public:
-  /// Appends to metrics.jsonl of the run's folder, dropping first what it holds beyond `first_step` (those steps are run
-  /// again). Error when a file cannot be written.
+  /// Appends to metrics.jsonl of the run's folder, dropping first what it holds beyond `first_step` (those steps are
+  /// run again). Error when a file cannot be written.
   Reporter(const std::filesystem::path& metrics, const std::filesystem::path& events, std::int64_t first_step,
            std::function<void(const std::string&)> log);
 

@@ -87,7 +87,9 @@ NamedTensors allocate(const json& list, const std::string& where) {
 
 }  // namespace
 
-bool has_resume_parts(const fs::path& folder) { return fs::exists(folder / kIndex); }
+bool has_resume_parts(const fs::path& folder) {
+  return fs::exists(folder / kIndex);
+}
 
 TrainPosition read_resume_position(const fs::path& folder) {
   const json index = read_index(folder);

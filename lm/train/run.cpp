@@ -122,8 +122,8 @@ void Run::check_same_model(const TrainPosition& position, const std::string& whe
     if (key == "moba" || key == "max_position_embeddings") continue;
     const nlohmann::json theirs = position.model.is_object() ? position.model.value(key, nlohmann::json()) : value;
     if (theirs == value) continue;
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("model.{} = {}: {} has {}; a run cannot change its model",
-                                                         key, value.dump(), where, theirs.dump()));
+    throw Error(ErrorCode::kInvalidArgument, fmt::format("model.{} = {}: {} has {}; a run cannot change its model", key,
+                                                         value.dump(), where, theirs.dump()));
   }
 }
 
@@ -245,7 +245,8 @@ void Run::validate() {
   ValidationReport report;
   report.step = step_;
   report.text = measure(valid_text_, 0, config_.run.validate_tokens);
-  if (config_.recall.fraction > 0) report.recall = measure(valid_recall_, 1, config_.run.validate_tokens / kRecallShare);
+  if (config_.recall.fraction > 0)
+    report.recall = measure(valid_recall_, 1, config_.run.validate_tokens / kRecallShare);
   model_->train();
   reporter_->validation(report);
   interval_begin_ += Clock::now() - begin;  // a pause, not training
@@ -277,8 +278,7 @@ void Run::finish() {
 }
 
 TrainPosition Run::position() const {
-  return {step_, config_.run.seed, schedule_to_json(config_), config_.source, to_json(model_config_),
-          sums_.state()};
+  return {step_, config_.run.seed, schedule_to_json(config_), config_.source, to_json(model_config_), sums_.state()};
 }
 
 ModelConfig Run::config_with_plan() const {

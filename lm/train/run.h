@@ -80,11 +80,11 @@ class Run {
   FigureSums sums_;
   DevicePacer pacer_;
   std::optional<Pending> pending_;
-  std::int64_t step_ = 0;       // steps done
-  double flops_ = 0;            // since the last figures were taken
+  std::int64_t step_ = 0;  // steps done
+  double flops_ = 0;       // since the last figures were taken
   double flops_per_second_ = 0;
   double step_seconds_ = 0;
-  double save_seconds_ = 2;     // a first guess; then what the last checkpoint took
+  double save_seconds_ = 2;  // a first guess; then what the last checkpoint took
   double peak_tflops_ = 0;
   Clock::time_point interval_begin_;
 };

@@ -17,12 +17,11 @@ void RunFolder::prepare(bool resume) const {
     throw Error(ErrorCode::kInvalidArgument, "run.out: is missing; name the run's folder there or with --out");
   std::error_code code;
   if (std::filesystem::exists(root, code) && !std::filesystem::is_directory(root, code))
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("run.out = {}: is a file; name a folder", root.string()));
+    throw Error(ErrorCode::kInvalidArgument, fmt::format("run.out = {}: is a file; name a folder", root.string()));
   if (!resume && holds_a_run())
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("run.out = {}: holds a run already; go on with --resume, or name another folder",
-                            root.string()));
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("run.out = {}: holds a run already; go on with --resume, or name another folder", root.string()));
   check_output_path(config());
 }
 

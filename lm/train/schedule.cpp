@@ -14,7 +14,9 @@ std::size_t Schedule::phase_index(std::int64_t step) const {
   return index;
 }
 
-const PhaseConfig& Schedule::phase(std::int64_t step) const { return config_.phases[phase_index(step)]; }
+const PhaseConfig& Schedule::phase(std::int64_t step) const {
+  return config_.phases[phase_index(step)];
+}
 
 std::int64_t Schedule::tokens_before(std::int64_t step) const {
   std::int64_t tokens = 0;

@@ -72,8 +72,7 @@ nlohmann::json FigureSums::state() const {
   const torch::Tensor sums = sums_.to(torch::kCPU);
   const double* value = sums.data_ptr<double>();
   return {{"sums", std::vector<double>(value, value + kSums)},
-          {"counts",
-           {counts_.steps, counts_.tokens, counts_.text_tokens, counts_.answer_tokens, counts_.facts}}};
+          {"counts", {counts_.steps, counts_.tokens, counts_.text_tokens, counts_.answer_tokens, counts_.facts}}};
 }
 
 void FigureSums::load_state(const nlohmann::json& state, const std::string& where) {
@@ -117,8 +116,8 @@ MicroBatch to_device(const MicroBatch& part, torch::Device device) {
   return copy;
 }
 
-void train_step(Model& model, AdamW& optimizer, const StepBatch& batch, const PhaseConfig& phase,
-                double learning_rate, FigureSums& sums) {
+void train_step(Model& model, AdamW& optimizer, const StepBatch& batch, const PhaseConfig& phase, double learning_rate,
+                FigureSums& sums) {
   const torch::Device device = model->parameters().front().device();
   sums.count(batch);
   for (const MicroBatch& part : batch.parts)

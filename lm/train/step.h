@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <string>
 
-#include <nlohmann/json.hpp>
 #include <torch/torch.h>
+#include <nlohmann/json.hpp>
 
 #include "lm/data/batch.h"
 #include "lm/model/model.h"
@@ -60,8 +60,8 @@ class FigureSums {
 MicroBatch to_device(const MicroBatch& part, torch::Device device);
 
 /// Forward, backward and update for all parts of the batch; figures go into `sums`.
-void train_step(Model& model, AdamW& optimizer, const StepBatch& batch, const PhaseConfig& phase,
-                double learning_rate, FigureSums& sums);
+void train_step(Model& model, AdamW& optimizer, const StepBatch& batch, const PhaseConfig& phase, double learning_rate,
+                FigureSums& sums);
 
 /// Forward only.
 void validate_step(Model& model, const StepBatch& batch, const PhaseConfig& phase, FigureSums& sums);

@@ -11,7 +11,9 @@ namespace {
 
 volatile std::sig_atomic_t signal_seen = 0;
 
-extern "C" void note_signal(int) { signal_seen = 1; }
+extern "C" void note_signal(int) {
+  signal_seen = 1;
+}
 
 // Seconds between the start of this process and the first call, from /proc; 0 where that cannot be read.
 double seconds_before_first_call() {
@@ -46,7 +48,9 @@ SignalWatch::~SignalWatch() {
   ::sigaction(SIGTERM, &old_terminate_, nullptr);
 }
 
-bool SignalWatch::stop_asked() const { return signal_seen != 0; }
+bool SignalWatch::stop_asked() const {
+  return signal_seen != 0;
+}
 
 double process_seconds() {
   using Clock = std::chrono::steady_clock;

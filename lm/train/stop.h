@@ -17,7 +17,8 @@ class SignalWatch {
   bool stop_asked() const;
 
  private:
-  struct sigaction old_interrupt_ {}, old_terminate_ {};
+  struct sigaction old_interrupt_ {
+  }, old_terminate_{};
 };
 
 /// Seconds since this process started, its loading included.

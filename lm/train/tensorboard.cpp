@@ -42,7 +42,9 @@ void put_varint(std::string& out, std::uint64_t value) {
   out += static_cast<char>(value);
 }
 
-void put_key(std::string& out, std::uint32_t field, WireType type) { put_varint(out, (field << 3) | type); }
+void put_key(std::string& out, std::uint32_t field, WireType type) {
+  put_varint(out, (field << 3) | type);
+}
 
 void put_bytes(std::string& out, std::uint32_t field, std::string_view bytes) {
   put_key(out, field, kBytes);
@@ -69,20 +71,22 @@ std::uint32_t crc32c(std::string_view bytes) {
   return ~crc;
 }
 
-std::uint32_t masked_crc32c(std::string_view bytes) { return std::rotr(crc32c(bytes), 15) + 0xA282EAD8; }
+std::uint32_t masked_crc32c(std::string_view bytes) {
+  return std::rotr(crc32c(bytes), 15) + 0xA282EAD8;
+}
 
 EventWriter::EventWriter(const std::filesystem::path& folder, std::int64_t first_step) {
   std::error_code code;
   std::filesystem::create_directories(folder, code);
   std::array<char, 256> host{};
   ::gethostname(host.data(), host.size() - 1);
-  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(
-      std::chrono::system_clock::now().time_since_epoch());
+  const auto seconds =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch());
   file_ = folder / fmt::format("events.out.tfevents.{}.{}.{}", seconds.count(), host.data(), ::getpid());
   stream_ = std::fopen(file_.c_str(), "wbe");
   if (!stream_)
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: cannot be created: {}", file_.string(),
-                                                         std::strerror(errno)));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: cannot be created: {}", file_.string(), std::strerror(errno)));
   std::string version = event_header(0);
   put_bytes(version, kEventFileVersion, "brain.Event:2");
   record(version);
@@ -96,7 +100,9 @@ EventWriter::EventWriter(const std::filesystem::path& folder, std::int64_t first
   }
 }
 
-EventWriter::~EventWriter() { std::fclose(stream_); }
+EventWriter::~EventWriter() {
+  std::fclose(stream_);
+}
 
 void EventWriter::scalars(std::int64_t step, std::span<const std::pair<std::string, double>> values) {
   std::string summary;
@@ -120,8 +126,8 @@ void EventWriter::record(const std::string& event) {
   put_little_endian(framed, masked_crc32c(event));
   const bool written = std::fwrite(framed.data(), 1, framed.size(), stream_) == framed.size();
   if (!written || std::fflush(stream_) != 0)
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: cannot be written: {}", file_.string(),
-                                                         std::strerror(errno)));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: cannot be written: {}", file_.string(), std::strerror(errno)));
 }
 
 }  // namespace moba::lm

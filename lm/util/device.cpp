@@ -34,8 +34,9 @@ std::optional<std::string> load_cuda_library() {
   const std::filesystem::path beside = torch_library_folder() / kLibrary;
   std::error_code code;
   if (!std::filesystem::exists(beside, code)) {
-    return fmt::format("{} was not found (neither in the library path nor at {}); this torch was installed without CUDA",
-                       kLibrary, beside.string());
+    return fmt::format(
+        "{} was not found (neither in the library path nor at {}); this torch was installed without CUDA", kLibrary,
+        beside.string());
   }
   if (::dlopen(beside.c_str(), RTLD_NOW | RTLD_GLOBAL)) return std::nullopt;
   return fmt::format("{} cannot be loaded: {}", beside.string(), ::dlerror());
@@ -104,17 +105,17 @@ std::string gpu_name(torch::Device device) {
 double peak_bf16_tflops(const std::string& gpu) {
   // Dense, without sparsity. Longer names first: the first that is contained counts.
   constexpr std::array<std::pair<const char*, double>, 12> kPeaks = {{{"H100 PCIe", 756},
-                                                                     {"H100 NVL", 835},
-                                                                     {"H100", 989},
-                                                                     {"H200", 989},
-                                                                     {"GH200", 989},
-                                                                     {"B200", 2250},
-                                                                     {"A100", 312},
-                                                                     {"A10G", 70},
-                                                                     {"L40S", 362},
-                                                                     {"L4", 121},
-                                                                     {"RTX 4090", 165},
-                                                                     {"RTX 3090", 71}}};
+                                                                      {"H100 NVL", 835},
+                                                                      {"H100", 989},
+                                                                      {"H200", 989},
+                                                                      {"GH200", 989},
+                                                                      {"B200", 2250},
+                                                                      {"A100", 312},
+                                                                      {"A10G", 70},
+                                                                      {"L40S", 362},
+                                                                      {"L4", 121},
+                                                                      {"RTX 4090", 165},
+                                                                      {"RTX 3090", 71}}};
   for (const auto& [name, tflops] : kPeaks) {
     if (gpu.find(name) != std::string::npos) return tflops;
   }

@@ -62,7 +62,7 @@ class KvCache:
         softmax_scale: Optional[float] = None,
         compat_topk1_full: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Attention of the last n tokens held, whose keys were appended before: q (n, H, D) -> out (n, H, Dv), lse (H, n).
+        """Attention of the last n tokens held, whose keys were appended: q (n, H, D) -> out (n, H, Dv), lse (H, n).
 
         `kind` defaults to "moba" for a cache with a block size, else "full".
         """

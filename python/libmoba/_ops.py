@@ -37,7 +37,8 @@ def _check_values(name: str, cu_seqlens: Tensor, maximum: int, total: int) -> No
             )
         if i and offset - before > maximum:
             raise ValueError(
-                f"the length of sequence {i - 1} is {offset - before}; it must be at most max_seqlen_{name}, {maximum}. "
+                f"the length of sequence {i - 1} is {offset - before}; it must be at most max_seqlen_{name}, "
+                f"{maximum}. "
                 "Raise the maximum."
             )
 
@@ -190,7 +191,7 @@ def attention(
         `compat_topk1_full` asks for full attention there, as other MoBA packages give).
         "window": the last `window` keys, the row's own among them, and the first `sink` keys. "full": all keys.
     softmax_scale: factor on q·k, default 1/sqrt(D). The choice of blocks does not use it.
-    return_lse: also return the log-sum-exp of the scaled scores, float32 (H, Tq) (float64 beside float64), differentiable.
+    return_lse: also return the log-sum-exp of the scaled scores, differentiable: float32 (H, Tq), float64 for float64.
     check_values: also check the values of cu_seqlens, which waits for the device. Without it values out of range are
         clamped.
 

@@ -1,6 +1,5 @@
 #include "cases/cases.h"
 
-#include <filesystem>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -57,9 +56,8 @@ Case read_case(const nlohmann::json& j, DType dtype) {
 }
 
 std::vector<Case> read_table() {
-  const std::filesystem::path path = std::filesystem::path(__FILE__).parent_path() / "cases.json";
-  std::ifstream file(path);
-  if (!file) throw std::runtime_error("cannot read " + path.string());
+  std::ifstream file(MOBA_CASES_JSON);  // its path, from the build
+  if (!file) throw std::runtime_error("cannot read " MOBA_CASES_JSON);
   const nlohmann::json table = nlohmann::json::parse(file);
   std::vector<Case> cases;
   for (const nlohmann::json& entry : table.at("cases")) {

@@ -28,7 +28,7 @@ struct Case {
 
 std::ostream& operator<<(std::ostream& stream, const Case& problem);
 
-/// Every case in every dtype of the table, in its order. Reads cases.json beside this file.
+/// Every case in every dtype of the table, in its order. Reads cases.json beside this file (MOBA_CASES_JSON).
 const std::vector<Case>& all_cases();
 
 /// The case of that name in that dtype; throws std::runtime_error where there is none.

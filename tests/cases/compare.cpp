@@ -7,8 +7,7 @@
 namespace moba::cases {
 namespace {
 
-double error_at(const HostTensor& a, const HostTensor& b, std::int64_t i) {
-  const double x = a.get(i), y = b.get(i);
+double error_of(double x, double y) {
   if (x == y || (std::isnan(x) && std::isnan(y))) return 0.0;
   const double error = std::fabs(x - y);
   return std::isfinite(error) ? error : std::numeric_limits<double>::infinity();
@@ -17,21 +16,25 @@ double error_at(const HostTensor& a, const HostTensor& b, std::int64_t i) {
 }  // namespace
 
 double max_error(const HostTensor& a, const HostTensor& b) {
-  double error = a.numel() == b.numel() ? 0.0 : std::numeric_limits<double>::infinity();
-  for (std::int64_t i = 0; i < std::min(a.numel(), b.numel()); ++i) error = std::max(error, error_at(a, b, i));
+  const std::vector<double> x = a.values(), y = b.values();
+  if (x.size() != y.size()) return std::numeric_limits<double>::infinity();
+  double error = 0.0;
+  for (std::size_t i = 0; i < x.size(); ++i) error = std::max(error, error_of(x[i], y[i]));
   return error;
 }
 
 double mean_error(const HostTensor& a, const HostTensor& b) {
+  const std::vector<double> x = a.values(), y = b.values();
+  if (x.size() != y.size()) return std::numeric_limits<double>::infinity();
   double sum = 0.0;
-  for (std::int64_t i = 0; i < a.numel(); ++i) sum += error_at(a, b, i);
-  return a.numel() == 0 ? 0.0 : sum / static_cast<double>(a.numel());
+  for (std::size_t i = 0; i < x.size(); ++i) sum += error_of(x[i], y[i]);
+  return x.empty() ? 0.0 : sum / static_cast<double>(x.size());
 }
 
 double max_size(const HostTensor& a) {
   double size = 0.0;
-  for (std::int64_t i = 0; i < a.numel(); ++i) {
-    if (std::isfinite(a.get(i))) size = std::max(size, std::fabs(a.get(i)));
+  for (double x : a.values()) {
+    if (std::isfinite(x)) size = std::max(size, std::fabs(x));
   }
   return size;
 }

@@ -12,6 +12,15 @@ namespace {
 
 using AllTypes = OneOf<double, float, BFloat16, Float16, std::int32_t, std::int64_t>;
 
+template <class T>
+double value_of(T element) {
+  if constexpr (std::is_integral_v<T>) {
+    return static_cast<double>(element);
+  } else {
+    return to_double(element);
+  }
+}
+
 }  // namespace
 
 HostTensor::HostTensor(DType dtype, std::vector<std::int64_t> shape, Layout layout) {
@@ -45,14 +54,8 @@ std::size_t HostTensor::offset_of(std::int64_t index) const {
 }
 
 double HostTensor::get(std::int64_t index) const {
-  return dispatch("tensor", dtype(), AllTypes{}, [&]<class T>() {
-    const T value = reinterpret_cast<const T*>(memory_.data())[offset_of(index)];
-    if constexpr (std::is_integral_v<T>) {
-      return static_cast<double>(value);
-    } else {
-      return to_double(value);
-    }
-  });
+  return dispatch("tensor", dtype(), AllTypes{},
+                  [&]<class T>() { return value_of(reinterpret_cast<const T*>(memory_.data())[offset_of(index)]); });
 }
 
 void HostTensor::set(std::int64_t index, double value) {
@@ -68,6 +71,13 @@ void HostTensor::set(std::int64_t index, double value) {
 
 std::vector<double> HostTensor::values() const {
   std::vector<double> result(static_cast<std::size_t>(numel()));
+  if (memory_.size() == result.size() * static_cast<std::size_t>(size_of(dtype()))) {  // contiguous: the quick way
+    dispatch("tensor", dtype(), AllTypes{}, [&]<class T>() {
+      const T* elements = reinterpret_cast<const T*>(memory_.data());
+      for (std::size_t i = 0; i < result.size(); ++i) result[i] = value_of(elements[i]);
+    });
+    return result;
+  }
   for (std::int64_t i = 0; i < numel(); ++i) result[static_cast<std::size_t>(i)] = get(i);
   return result;
 }

@@ -31,19 +31,19 @@ std::vector<std::int64_t> random_lengths(std::mt19937_64& random, int batch, std
 TEST_P(GridTest, CpuEqualsTheReference) {
   const auto [batch, heads, length] = GetParam();
   std::mt19937_64 random(static_cast<std::uint64_t>(batch * 10000 + heads * 1000 + length));
+  Case c;
+  c.dtype = DType::kBFloat16;
+  c.heads = c.kv_heads = heads;
+  c.head_dim = c.value_dim = 128;
+  c.q_lengths = c.k_lengths = random_lengths(random, batch, length);
+  c.seed = random();
+  Problem problem(c);
   TestContext context(2);
   for (std::int64_t block_size : {128, 256, 1024}) {
     for (std::int64_t top_k : {2, 3, 4}) {
-      Case c;
-      c.dtype = DType::kBFloat16;
-      c.heads = c.kv_heads = heads;
-      c.head_dim = c.value_dim = 128;
-      c.options.block_size = block_size;
-      c.options.top_k = top_k;
-      c.q_lengths = c.k_lengths = random_lengths(random, batch, length);
-      c.seed = random();
+      problem.options.block_size = block_size;
+      problem.options.top_k = top_k;
       SCOPED_TRACE("block " + std::to_string(block_size) + " k " + std::to_string(top_k));
-      const Problem problem(c);
       const cases::Choice choice = cases::choose(context, reference_backend(), problem);
       const cases::Results expected = cases::run(context, reference_backend(), problem, choice.selection);
       const cases::Results r = cases::run(context, cpu_backend(), problem, choice.selection);

@@ -11,7 +11,8 @@ using nlohmann::json;
 using testing::error_of;
 
 TEST(Toml, BecomesJson) {
-  const json root = parse_toml("[a]\nb = 1\nc = 0.5\nd = [true, 'x']\n[[p]]\ns = 1_000\n[[p]]\ns = {t = 2}\n", "f.toml");
+  const json root =
+      parse_toml("[a]\nb = 1\nc = 0.5\nd = [true, 'x']\n[[p]]\ns = 1_000\n[[p]]\ns = {t = 2}\n", "f.toml");
   EXPECT_EQ(root, json::parse(R"({"a": {"b": 1, "c": 0.5, "d": [true, "x"]}, "p": [{"s": 1000}, {"s": {"t": 2}}]})"));
 }
 

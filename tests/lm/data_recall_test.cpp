@@ -34,7 +34,8 @@ TEST(Recall, LengthIsExactAndAnswersAreMarked) {
   const Corpus corpus;
   RecallConfig config;
   config.fraction = 1;
-  for (const std::int64_t length : {kShortestRecallSequence, std::int64_t{1025}, std::int64_t{2049}, std::int64_t{16385}}) {
+  for (const std::int64_t length :
+       {kShortestRecallSequence, std::int64_t{1025}, std::int64_t{2049}, std::int64_t{16385}}) {
     for (std::uint64_t seed = 0; seed < 40; ++seed) {
       const WovenText woven = corpus.weave(seed, length, config);
       ASSERT_EQ(static_cast<std::int64_t>(woven.text.size()), length);
@@ -67,8 +68,8 @@ TEST(Recall, EveryAnswerStandsBefore) {
       std::int64_t begin = answer.begin;
       while (begin > 0 && woven.kinds[static_cast<std::size_t>(begin - 1)] == ByteKind::kFact) --begin;
       // The value without what ends it: a repeat may end otherwise.
-      const std::string sentence = woven.text.substr(static_cast<std::size_t>(begin),
-                                                     static_cast<std::size_t>(answer.end - 1 - begin));
+      const std::string sentence =
+          woven.text.substr(static_cast<std::size_t>(begin), static_cast<std::size_t>(answer.end - 1 - begin));
       const std::size_t first = woven.text.find(sentence);
       EXPECT_LT(first, static_cast<std::size_t>(begin)) << sentence;
       ++answers;

@@ -78,8 +78,8 @@ TEST(TokenStore, KeepsDocumentsApart) {
 TEST(TokenStore, WideTokensAndSpecialTokens) {
   const TemporaryFolder folder;
   write_text(folder / "1.txt", "ab");
-  const TokenStore store = TokenStore::open_or_build(list_text_files({folder / "1.txt"}, "data.train"),
-                                                     WideTokenizer(), "wide", folder / "cache", {});
+  const TokenStore store = TokenStore::open_or_build(list_text_files({folder / "1.txt"}, "data.train"), WideTokenizer(),
+                                                     "wide", folder / "cache", {});
   std::vector<std::int64_t> tokens(4);
   ASSERT_EQ(store.tokens(), 4);
   store.read(0, tokens);
@@ -90,9 +90,7 @@ TEST(TokenStore, WideTokensAndSpecialTokens) {
 TEST(TokenStore, IsBuiltOnceAndAgainWhenTextChanges) {
   const TemporaryFolder folder;
   write_text(folder / "t/1.txt", "first");
-  const auto count = [&] {
-    return std::distance(std::filesystem::directory_iterator(folder / "cache"), {});
-  };
+  const auto count = [&] { return std::distance(std::filesystem::directory_iterator(folder / "cache"), {}); };
   byte_store(folder, {folder / "t"});
   const auto built = std::filesystem::last_write_time((*std::filesystem::directory_iterator(folder / "cache")).path());
   byte_store(folder, {folder / "t"});
@@ -134,7 +132,8 @@ TEST(Batch, NeverCrossesDocuments) {
   const TemporaryFolder folder;
   // Document d holds only the letter 'a' + d, with lengths from 1 to 90.
   for (int d = 0; d < 20; ++d)
-    write_text(folder / "t" / ("0" + std::to_string(10 + d) + ".txt"), std::string(1 + d * d / 4, static_cast<char>('a' + d)));
+    write_text(folder / "t" / ("0" + std::to_string(10 + d) + ".txt"),
+               std::string(1 + d * d / 4, static_cast<char>('a' + d)));
   const TokenStore store = byte_store(folder, {folder / "t"});
   const BatchSource source(store, {}, 7, false);
   std::int64_t several = 0;

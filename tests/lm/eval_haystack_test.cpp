@@ -55,7 +55,7 @@ class WordTokenizer : public Tokenizer {
 };
 
 TEST(InsertionPoint, IsBehindTheNearestSentenceEnd) {
-  const std::string text = "One thing happened. Another thing followed! Was that all? Yes, that was all.\nEnd";
+  const std::string text = "One thing happened. Another thing followed! Was that all? Yes, that was everything.\nEnd";
   EXPECT_EQ(insertion_point(text, 0), 0u);
   EXPECT_EQ(insertion_point(text, 10), 0u);  // no sentence has ended yet
   EXPECT_EQ(insertion_point(text, 19), 19u);
@@ -74,7 +74,8 @@ TEST(InsertionPoint, PassesOverAbbreviationsAndTakesQuotesAlong) {
 }
 
 TEST(InsertionPoint, FallsBackToWhiteSpaceAndThenToACharacter) {
-  const std::string words = std::string(700, 'a') + " " + std::string(100, 'b');
+  std::string words(700, 'a');
+  words.append(1, ' ').append(100, 'b');
   EXPECT_EQ(insertion_point(words, words.size()), 700u);
   std::string letters;
   for (int i = 0; i < 700; ++i) letters += "\xC3\xA9";  // é, two bytes, no white space anywhere
@@ -93,7 +94,9 @@ TEST(InsertSentences, KeepsTheTextAndEverySentenceWhole) {
     EXPECT_GE(at, last);
     last = at;
     // Between sentences: at the beginning, or behind a full stop and a space.
-    if (at > 0) EXPECT_EQ(result.substr(at - 2, 2), ". ") << placed.sentence;
+    if (at > 0) {
+      EXPECT_EQ(result.substr(at - 2, 2), ". ") << placed.sentence;
+    }
     EXPECT_EQ(result[at + placed.sentence.size()], ' ');
     const double share = static_cast<double>(at) / static_cast<double>(result.size());
     EXPECT_NEAR(share, placed.position, 0.02);
@@ -131,7 +134,7 @@ TEST(BuildHaystack, HasExactlyTheTokensAskedFor) {
   const auto bytes = make_byte_tokenizer();
   const WordTokenizer words;
   Random random(7, {});
-  for (const Tokenizer* tokenizer : {bytes.get(), static_cast<const Tokenizer*>(&words)}) {
+  for (const Tokenizer* tokenizer : std::initializer_list<const Tokenizer*>{bytes.get(), &words}) {
     for (std::int64_t count : {400, 997, 4096, 20000}) {
       std::vector<PlacedSentence> sentences;
       for (int i = 0; i < 6; ++i)

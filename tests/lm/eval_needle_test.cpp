@@ -72,7 +72,9 @@ TEST(NeedleFacts, ValuesAreDigitsOrInventedWords) {
     const bool number = std::all_of(value.begin(), value.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
     const bool word = std::all_of(value.begin(), value.end(), [](unsigned char c) { return std::islower(c) != 0; });
     EXPECT_TRUE(number || word) << value;
-    if (number) EXPECT_TRUE(value.size() >= 4 && value.size() <= 6 && value[0] != '0') << value;
+    if (number) {
+      EXPECT_TRUE(value.size() >= 4 && value.size() <= 6 && value[0] != '0') << value;
+    }
     EXPECT_LE(value.size(), kLongestValue);
     digits += number;
   }

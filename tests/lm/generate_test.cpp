@@ -1,5 +1,6 @@
 #include "lm/generate/generate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -217,6 +218,51 @@ TEST_F(Generation, SampledTextRepeatsWithItsSeed) {
   EXPECT_EQ(continuation("abc", options), text);
   options.seed = 6;
   EXPECT_NE(continuation("abc", options), text);
+}
+
+/// Like SentencePiece: BOS, an end token, a space before every word, fewer pieces than the model's head has rows.
+class WordTokenizer final : public Tokenizer {
+ public:
+  explicit WordTokenizer(std::int64_t end) : end_(end) {}
+  std::int64_t vocab_size() const override { return 40; }
+  std::vector<std::int64_t> encode(std::string_view text) const override {
+    return std::vector<std::int64_t>(text.size(), 5);
+  }
+  std::string decode(const std::vector<std::int64_t>& tokens) const override {
+    std::string text;
+    for (const std::int64_t token : tokens) text += decode_piece(token);
+    return text.empty() ? text : text.substr(1);
+  }
+  std::string decode_piece(std::int64_t token) const override { return " w" + std::to_string(token); }
+  std::vector<std::int64_t> empty_prompt() const override { return {1}; }
+  std::vector<std::int64_t> prompt_prefix() const override { return {1}; }
+  std::int64_t end_token() const override { return end_; }
+
+ private:
+  std::int64_t end_;
+};
+
+TEST_F(Generation, WordsBeginWithTheirSpaceExceptWhereTheTextBegins) {
+  tokenizer_ = std::make_unique<WordTokenizer>(-1);
+  SamplingOptions options;
+  options.max_new_tokens = 25;
+  const std::string after_bos = continuation("", options);
+  EXPECT_EQ(after_bos[0], 'w');
+  EXPECT_EQ(after_bos, tokenizer_->decode(tokens_));
+  EXPECT_EQ(continuation("text", options)[0], ' ');
+  for (const std::int64_t token : tokens_) EXPECT_LT(token, 40);
+}
+
+TEST_F(Generation, TheEndTokenEndsAndIsNotReturned) {
+  tokenizer_ = std::make_unique<WordTokenizer>(-1);
+  SamplingOptions options;
+  options.max_new_tokens = 25;
+  continuation("text", options);
+  const std::vector<std::int64_t> all = tokens_;
+  tokenizer_ = std::make_unique<WordTokenizer>(all[3]);
+  const auto first = std::find(all.begin(), all.end(), all[3]);
+  continuation("text", options);
+  EXPECT_EQ(tokens_, std::vector<std::int64_t>(all.begin(), first));
 }
 
 TEST_F(Generation, ProgressCountsTokens) {

@@ -74,7 +74,7 @@ TEST(Model, ParameterNamesAreThoseOfHuggingFace) {
 }
 
 TEST(Model, InitialisationFollowsItsSeedAndItsDeviations) {
-  const Model a(tiny_config()), b(tiny_config()), c(tiny_config());
+  Model a(tiny_config()), b(tiny_config()), c(tiny_config());
   a->init_weights(5);
   b->init_weights(5);
   c->init_weights(6);

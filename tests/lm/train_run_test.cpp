@@ -160,7 +160,8 @@ TEST_F(TrainingRun, ResumeIsBitEqual) {
 }
 
 TEST_F(TrainingRun, AccumulationAndRecomputationChangeOnlyRounding) {
-  const std::vector<std::string> base = {"schedule.steps=3", "phase=[{sequence_length = 512, batch_tokens = 2048, "
+  const std::vector<std::string> base = {"schedule.steps=3",
+                                         "phase=[{sequence_length = 512, batch_tokens = 2048, "
                                          "attention = {kind = \"moba\", block_size = 32, top_k = 2}}]"};
   ASSERT_EQ(train(arguments("one", base)), TrainOutcome::kFinished);
   std::vector<std::string> cut = base;
@@ -285,8 +286,8 @@ TEST(TrainingChild, DISABLED_TrainsAndMayBeKilled) {
   TrainArguments arguments;
   arguments.config = fs::path(folder) / "config.toml";
   arguments.out = fs::path(folder) / "killed";
-  arguments.overrides = {"data.train=" + std::string(folder) + "/text", "data.cache_dir=" + std::string(folder) + "/cache2",
-                         "run.checkpoint_every=1"};
+  arguments.overrides = {"data.train=" + std::string(folder) + "/text",
+                         "data.cache_dir=" + std::string(folder) + "/cache2", "run.checkpoint_every=1"};
   arguments.resume = true;
   ASSERT_EQ(train(arguments), TrainOutcome::kFinished);
 }

@@ -50,9 +50,10 @@ inline std::string read_text(const std::filesystem::path& file) {
 
 /// Prose of made-up words in sentences and paragraphs.
 inline std::string sample_prose(std::uint64_t seed, std::size_t bytes) {
-  constexpr const char* kWords[] = {"the",  "river", "house", "walked", "slowly", "under", "a",     "lantern", "and",
-                                    "she",  "would", "never", "speak",  "of",     "it",    "again", "before",  "winter",
-                                    "came", "with",  "snow",  "on",     "every",  "roof",  "while", "children", "slept"};
+  constexpr const char* kWords[] = {"the",     "river", "house",  "walked", "slowly",   "under", "a",
+                                    "lantern", "and",   "she",    "would",  "never",    "speak", "of",
+                                    "it",      "again", "before", "winter", "came",     "with",  "snow",
+                                    "on",      "every", "roof",   "while",  "children", "slept"};
   Random random(seed, {});
   std::string text;
   while (text.size() < bytes) {

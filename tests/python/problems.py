@@ -86,7 +86,11 @@ def make_problem(name: str, dtype: torch.dtype) -> Problem:
     else:
         assert case["data"] == "normal", case["data"]
     return Problem(
-        case, *(x.to(dtype) for x in (q, k, v, dout)), dlse, offsets(case["q_lengths"]), offsets(case["k_lengths"], torch.int64)
+        case,
+        *(x.to(dtype) for x in (q, k, v, dout)),
+        dlse,
+        offsets(case["q_lengths"]),
+        offsets(case["k_lengths"], torch.int64),
     )
 
 
@@ -187,7 +191,9 @@ def max_error(a: Tensor, b: Tensor) -> float:
     return float(difference.max()) if difference.numel() else 0.0
 
 
-def check_within_twice(results: Results, same_precision: Results, exact: Results, dtype: torch.dtype, parts: int = 1) -> None:
+def check_within_twice(
+    results: Results, same_precision: Results, exact: Results, dtype: torch.dtype, parts: int = 1
+) -> None:
     """The 2x rule: at most twice as far from the exact result as a dense computation of the same precision is.
 
     A result is always allowed its rounding to `dtype`, and a few roundings of float32; a gradient, for which every

@@ -49,7 +49,8 @@ def test_the_peers_call(device):
     peers = libmoba.moba_attn_varlen(q, k, v, cu, 110, 16, 3)
     ours = libmoba.attention(q, k, v, cu, cu, 110, 110, kind="moba", block_size=16, top_k=3)
     assert torch.equal(peers, ours)
-    assert torch.equal(libmoba.moba_attn_varlen(q, k, v, cu, 110, 16, 1), libmoba.attention(q, k, v, cu, block_size=16, top_k=1))
+    own_block = libmoba.attention(q, k, v, cu, block_size=16, top_k=1)
+    assert torch.equal(libmoba.moba_attn_varlen(q, k, v, cu, 110, 16, 1), own_block)
 
 
 def test_maxima_are_read_where_left_out(device):
@@ -173,6 +174,19 @@ def test_nan_score_is_never_chosen(device):
     blocks = libmoba.select(q, k, offsets([200]).to(device), block_size=16, top_k=4)
     assert not (blocks == 1).any()
     assert (blocks[100:] >= 0).all()
+
+
+def test_more_blocks_than_a_launch_takes(device):
+    """Own blocks of one token: the result is v itself, in more segments than an axis of a launch grid holds."""
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = (x.requires_grad_() for x in tensors(device, 70000, 1, 1, 8, 8, dtype))
+        out, lse = libmoba.attention(q, k, v, offsets([70000]).to(device), block_size=1, top_k=1, return_lse=True)
+        torch.testing.assert_close(out, v, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(lse[0], (q.float() * k.float()).sum(-1)[:, 0] * 8**-0.5, rtol=1e-5, atol=1e-5)
+        dq, dk, dv = torch.autograd.grad(out, (q, k, v), v.detach())
+        torch.testing.assert_close(dv, v, rtol=1e-5, atol=1e-5)
+        # No gradient but for the rounding of lse, of a probability of 1.
+        assert dq.abs().max() < 1e-3 and dk.abs().max() < 1e-3
 
 
 def test_rows_of_no_sequence(device):

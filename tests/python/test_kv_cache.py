@@ -12,7 +12,9 @@ def close(device, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chunks", [[150], [1] * 150, [7] * 21 + [3], [16, 16, 100, 18], [64, 1, 1, 64, 20], [0, 150, 0]])
+@pytest.mark.parametrize(
+    "chunks", [[150], [1] * 150, [7] * 21 + [3], [16, 16, 100, 18], [64, 1, 1, 64, 20], [0, 150, 0]]
+)
 def test_any_chunking_is_one_shot(chunks, dtype, device):
     q, k, v = (torch.randn(150, h, 32).to(device, dtype) for h in (4, 2, 2))
     cu = offsets([150]).to(device)

@@ -13,6 +13,7 @@
 #include "common/command.h"
 #include "common/errors.h"
 #include "common/json_file.h"
+#include "common/limits.h"
 #include "common/machine.h"
 #include "common/model_choice.h"
 #include "common/output.h"
@@ -175,7 +176,7 @@ void add_attend(CLI::App& bench, Action& action) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* command = bench.add_subcommand("attend", "One layer of MoBA attention against dense attention");
   const char* group = "Problem";
-  const CLI::Range positive(std::int64_t{1}, std::int64_t{1} << 32);
+  const CLI::Validator positive = at_least(1);
   command->add_option("--n", flags->n, "Tokens (default: 8192,16384,32768 forward; fewer for the rest)")
       ->delimiter(',')
       ->check(positive)
@@ -192,7 +193,7 @@ void add_attend(CLI::App& bench, Action& action) {
       ->group(group);
   command->add_option("--head-dim", flags->head_dim, "Head dimensions (default: 64,128)")
       ->delimiter(',')
-      ->check(CLI::Range(8, 256))
+      ->check(between(8, 256))
       ->type_name("D,D")
       ->group(group);
   command->add_option("--block-size", flags->block_size, "MoBA block size in tokens")
@@ -208,7 +209,7 @@ void add_attend(CLI::App& bench, Action& action) {
       ->capture_default_str()
       ->group(group);
   command->add_option("--repeats", flags->repeats, "Samples of each, taken in turns")
-      ->check(CLI::Range(1, 1000))
+      ->check(between(1, 1000))
       ->capture_default_str();
   command->add_flag("--quick", flags->quick, "One short problem unless others are named");
   command->add_option("--json", flags->json, "Write the result to this file")->type_name("OUT");

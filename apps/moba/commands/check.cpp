@@ -11,6 +11,7 @@
 #include "common/command.h"
 #include "common/errors.h"
 #include "common/json_file.h"
+#include "common/limits.h"
 #include "common/machine.h"
 #include "common/model_choice.h"
 #include "common/output.h"
@@ -125,11 +126,9 @@ void add_check(CLI::App& program, Action& action) {
   CLI::App* command = program.add_subcommand(
       "check", "Compare MoBA with every block chosen to full attention on a model's own tensors");
   command->add_option("--text", flags->text, "A text the model reads")->required()->type_name("FILE");
-  command->add_option("--length", flags->length, "Tokens of it at most")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32))
-      ->capture_default_str();
+  command->add_option("--length", flags->length, "Tokens of it at most")->check(at_least(1))->capture_default_str();
   command->add_option("--block-size", flags->block_size, "Block size (default: that of each layer's plan, or 64)")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
+      ->check(at_least(1));
   command->add_option("--json", flags->json, "Write the errors to this file")->type_name("OUT");
   flags->model.declare(*command);
   command->footer(

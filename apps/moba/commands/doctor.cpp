@@ -12,6 +12,7 @@
 
 #include "common/command.h"
 #include "common/errors.h"
+#include "common/limits.h"
 #include "common/machine.h"
 #include "common/model_choice.h"
 #include "common/output.h"
@@ -166,8 +167,7 @@ void add_doctor(CLI::App& program, Action& action) {
   auto device = std::make_shared<DeviceChoice>();
   CLI::App* command =
       program.add_subcommand("doctor", "What this machine has, what runs on it, and what is in the way");
-  command->add_option("--threads", device->threads, "Threads of the CPU (default: all cores)")
-      ->check(CLI::Range(1, 4096));
+  command->add_option("--threads", device->threads, "Threads of the CPU (default: all cores)")->check(between(1, 4096));
   command->footer("Exit code 1 only when something is broken.");
   command->callback([device, &action] { action = [device] { return run_doctor(*device); }; });
 }

@@ -13,6 +13,7 @@
 #include "common/command.h"
 #include "common/errors.h"
 #include "common/json_file.h"
+#include "common/limits.h"
 #include "common/machine.h"
 #include "common/model_choice.h"
 #include "common/output.h"
@@ -94,18 +95,18 @@ void add_eval(CLI::App& program, Action& action) {
       ->type_name("FILE")
       ->group("Text");
   command->add_option("--length", flags->length, "Tokens of a window; every whole window is read")
-      ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 32))
+      ->check(at_least(2))
       ->capture_default_str()
       ->group("Text");
   command->add_option("--json", flags->json, "Write the result to this file")->type_name("OUT")->group("Output");
   command->add_option("--bins", flags->bins, "Parts of the window that by_position tells apart")
-      ->check(CLI::Range(1, 4096))
+      ->check(between(1, 4096))
       ->capture_default_str()
       ->group("Output");
   command
       ->add_option("--trailing", flags->trailing,
                    "Tokens of trailing_loss (default: a quarter of a window, at most 1024)")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32))
+      ->check(at_least(1))
       ->group("Output");
   flags->model.declare(*command);
   command->add_option("--attention", flags->attention, "model: the plan of the checkpoint; full or moba in all layers")

@@ -89,11 +89,12 @@ void declare_sampling(CLI::App& command, lm::SamplingOptions& sampling) {
 void add_generate(CLI::App& program, Action& action) {
   auto flags = std::make_shared<GenerateFlags>();
   CLI::App* command = program.add_subcommand("generate", "Continue a prompt");
-  CLI::Option_group* source = command->add_option_group("Prompt (one of)");
-  const CLI::Option* prompt =
-      source->add_option("--prompt", flags->prompt, "The text to continue; may be empty")->type_name("TEXT");
-  source->add_option("--prompt-file", flags->prompt_file, "A file with the text to continue")->type_name("FILE");
-  source->require_option(1);
+  const CLI::Option* prompt = command->add_option("--prompt", flags->prompt, "The text to continue; may be empty")
+                                  ->type_name("TEXT")
+                                  ->group("Prompt");
+  command->add_option("--prompt-file", flags->prompt_file, "A file with the text to continue")
+      ->type_name("FILE")
+      ->group("Prompt");
   flags->model.declare(*command);
   command->add_option("--attention", flags->attention, "model: the plan of the checkpoint; full or moba in all layers")
       ->check(attention_names())
@@ -115,6 +116,9 @@ void add_generate(CLI::App& program, Action& action) {
       "  moba generate --model DIR --prompt '' --attention moba --block-size 512 --top-k 3");
   command->callback([flags, prompt, &action] {
     flags->prompt_given = prompt->count() > 0;
+    if (flags->prompt_given == !flags->prompt_file.empty()) {
+      throw UsageError("generate: give one of --prompt and --prompt-file");
+    }
     try {
       lm::check_sampling(flags->sampling);
     } catch (const Error& error) {

@@ -12,6 +12,7 @@
 #include "common/command.h"
 #include "common/errors.h"
 #include "common/json_file.h"
+#include "common/limits.h"
 #include "common/machine.h"
 #include "common/model_choice.h"
 #include "common/output.h"
@@ -150,21 +151,21 @@ void declare_test(CLI::App& command, NeedleFlags& flags) {
   flags.options.lengths = {4096, 8192};
   command.add_option("--lengths", flags.options.lengths, "Tokens of the whole prompt")
       ->delimiter(',')
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32))
+      ->check(at_least(1))
       ->default_str("4096,8192")
       ->type_name("N,N")
       ->group(group);
   command.add_option("--depths", flags.options.depths, "Places of the facts, from the beginning to the end")
-      ->check(CLI::Range(1, 1000))
+      ->check(between(1, 1000))
       ->capture_default_str()
       ->group(group);
   command
       .add_option("--needles", flags.options.needles, "Facts asked at each length and depth; their text is read once")
-      ->check(CLI::Range(1, 1000))
+      ->check(between(1, 1000))
       ->capture_default_str()
       ->group(group);
   command.add_option("--distractors", flags.options.distractors, "Near-identical sentences beside each fact")
-      ->check(CLI::Range(0, 100))
+      ->check(between(0, 100))
       ->capture_default_str()
       ->group(group);
   command.add_option("--seed", flags.options.seed, "Of the facts and their places")
@@ -193,7 +194,7 @@ void add_needle(CLI::App& program, Action& action) {
   command
       ->add_option("--full-up-to", flags->full_up_to,
                    "Read with full attention only lengths up to this (it takes long)")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32))
+      ->check(at_least(1))
       ->type_name("N")
       ->group("Attention");
   flags->plan.declare(*command);

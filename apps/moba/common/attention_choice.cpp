@@ -3,19 +3,20 @@
 #include <fmt/format.h>
 
 #include "common/errors.h"
+#include "common/limits.h"
 
 namespace moba::app {
 
 void PlanFlags::declare(CLI::App& command) {
   const char* group = "Attention";
   command.add_option("--block-size", block_size, "MoBA block size in tokens, in place of the checkpoint's plan")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
+      ->check(at_least(1))
       ->group(group);
   command.add_option("--top-k", top_k, "Blocks a row attends, its own counted, in place of the checkpoint's plan")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
+      ->check(at_least(1))
       ->group(group);
   command.add_option("--last-n-full", last_n_full, "With --block-size: so many last layers are full")
-      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 20))
+      ->check(at_least(0))
       ->group(group);
 }
 

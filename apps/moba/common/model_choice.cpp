@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "common/limits.h"
 #include "lm/util/device.h"
 #include "moba/error.h"
 
@@ -31,7 +32,7 @@ void DeviceChoice::declare(CLI::App& command) {
       ->capture_default_str()
       ->group("Machine");
   command.add_option("--threads", threads, "Threads of the CPU (default: all cores)")
-      ->check(CLI::Range(1, 4096))
+      ->check(between(1, 4096))
       ->group("Machine");
 }
 

@@ -14,7 +14,7 @@ constexpr std::int64_t kMaxPasses = 16;
 // Gate scores held at a time, at least: below this, launches cost more than the memory is worth.
 constexpr std::int64_t kMinScoreBytes = std::int64_t{16} << 20;
 constexpr std::int64_t kCandidateStep = 8;
-constexpr std::int64_t kMinTileRows = 128;
+constexpr std::int64_t kMinTileRows = 32, kUsualTileRows = 128;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -105,8 +105,13 @@ at::Tensor select(const at::Tensor& q, const at::Tensor& representatives, const 
       at::floor_divide(sequences.k_begin, block_size) + range(sequences.count, sequences.k_begin);
   // Matrix products like round numbers; candidates that are no one's past are masked like the future.
   const std::int64_t candidates = ceil_div(past, kCandidateStep) * kCandidateStep;
-  // As many rows to a tile as candidates, so that gathering representatives costs no more than gathering queries.
-  const std::int64_t tile = std::min(std::max(kMinTileRows, candidates), total_q);
+  // As many rows to a tile as candidates, so that gathering representatives costs no more than gathering queries; fewer
+  // where the scores of a tile would not fit.
+  const std::int64_t score_bytes =
+      std::max<std::int64_t>(q.nbytes() + representatives.nbytes() * block_size, kMinScoreBytes);
+  const std::int64_t row_bytes = heads * candidates * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t tile =
+      std::min(std::clamp(score_bytes / row_bytes, kMinTileRows, std::max(kUsualTileRows, candidates)), total_q);
   const RowTiles tiles(sequences, total_q, tile);
   const at::Tensor own_block = at::floor_divide(rows.position, block_size);  // 0 for invalid rows: nothing is past
   const at::Tensor member = range(heads, q).view({kv_heads, group, 1});
@@ -115,9 +120,7 @@ at::Tensor select(const at::Tensor& q, const at::Tensor& representatives, const 
   const at::Tensor representative_rows = representatives.reshape({-1, head_dim});
   const at::Tensor candidate = range(candidates, q);
 
-  const std::int64_t problem_bytes = q.nbytes() + representatives.nbytes() * block_size;
-  const std::int64_t tile_bytes = heads * tile * candidates * static_cast<std::int64_t>(sizeof(float));
-  const std::int64_t step = std::max<std::int64_t>(1, std::max(problem_bytes, kMinScoreBytes) / tile_bytes);
+  const std::int64_t step = std::max<std::int64_t>(1, score_bytes / (row_bytes * tile));
   for (std::int64_t begin = 0; begin < tiles.count; begin += step) {
     const std::int64_t n = std::min(step, tiles.count - begin);
     const at::Tensor packed = tiles.rows.narrow(0, begin, n);  // [n, tile]
