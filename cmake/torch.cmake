@@ -25,6 +25,16 @@ target_link_libraries(moba_libtorch INTERFACE -Wl,--no-as-needed torch_cpu c10 -
 target_link_options(moba_libtorch INTERFACE
   -Wl,-rpath,${MOBA_TORCH_ROOT}/lib -Wl,-rpath,${_moba_cudart_dir} -Wl,-rpath-link,${MOBA_TORCH_ROOT}/lib -Wl,-rpath-link,${_moba_cudart_dir})
 
+# at::parallel_for is a template that runs serially unless its caller is compiled with OpenMP; the library behind it must be
+# the libgomp that torch itself loads (same soname, found in torch/lib first), so that torch.set_num_threads governs.
+if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  set(_moba_openmp -fopenmp=libgomp)
+else()
+  set(_moba_openmp -fopenmp)
+endif()
+target_compile_options(moba_libtorch INTERFACE ${_moba_openmp})
+target_link_options(moba_libtorch INTERFACE ${_moba_openmp})
+
 # One precompiled header for every file that includes torch (20 s a file without it).
 file(WRITE ${CMAKE_BINARY_DIR}/torch_pch.cpp "// Holds the precompiled header.\n")
 add_library(moba_torch_pch OBJECT ${CMAKE_BINARY_DIR}/torch_pch.cpp)
