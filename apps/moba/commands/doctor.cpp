@@ -145,6 +145,9 @@ void look_at_model(Findings& findings) {
 
 int run_doctor(const DeviceChoice& device) {
   if (device.threads > 0) at::set_num_threads(static_cast<int>(device.threads));
+  // CUDA is looked for before anything runs on the CPU: once torch has been asked about CUDA without its library, it
+  // says "none" for the rest of the process.
+  (void)lm::cuda_problem();
   Findings findings;
   findings.section("program");
   findings.fact("moba", moba_version());
