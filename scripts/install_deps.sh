@@ -10,7 +10,7 @@ what=${1:-build}
 packages=(g++ cmake ninja-build pkg-config python3 python3-venv libhwy-dev libsentencepiece-dev libcli11-dev
   nlohmann-json3-dev libtomlplusplus-dev libfmt-dev libpng-dev)
 if [ "$what" = test ]; then
-  packages+=(libgtest-dev librapidcheck-dev)
+  packages+=(libgtest-dev)
   # Ubuntu's chromium is a snap shim that cannot run in a container: there the browser test is skipped.
   if [ -e /etc/debian_version ] && ! grep -qi ubuntu /etc/os-release; then packages+=(chromium); fi
 fi
