@@ -9,12 +9,6 @@ if [ $# -eq 0 ]; then
   exit 1
 fi
 mkdir -p "$out"
-echo "== 4K and 16K bytes, full attention and MoBA"
-"$build/moba" needle --text "$@" --lengths 4096,16384 --depths 5 --needles 4 --attention full,moba \
-  --json "$out/needle.json" --html "$out/needle.html" --png "$out/needle.png"
-echo
-echo "== 64K bytes, MoBA"
-"$build/moba" needle --text "$@" --lengths 65536 --depths 2 --needles 5 --attention moba \
-  --json "$out/needle-64k.json" --html "$out/needle-64k.html"
-echo
-echo "Page: $out/needle.html   picture: $out/needle.png   64K: $out/needle-64k.html"
+echo "Reading 4K and 16K bytes with full attention and MoBA, and 64K with MoBA"
+"$build/moba" needle --text "$@" --lengths 4096,16384,65536 --full-up-to 16384 --depths 3 --needles 4 \
+  --attention full,moba --json "$out/needle.json" --html "$out/needle.html" --png "$out/needle.png"
