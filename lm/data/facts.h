@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lm/config/train_config.h"
+#include "lm/data/cast.h"
 #include "lm/data/lexicon.h"
 #include "lm/data/random.h"
 
@@ -18,12 +19,10 @@ struct WovenFact {
   char terminator = '.';
 };
 
-/// What ends a value: mostly a full stop.
-char draw_terminator(Random& random);
-
-/// 1 to 5 facts that share a sentence pattern; fillers and values differ. In 30 % of the groups with two fillers one is
-/// shared by all, so that only the other tells the facts apart.
+/// 1 to 5 facts, mostly 4, that share a sentence pattern; fillers and values differ. In 30 % of the groups with two
+/// fillers one is shared by all, and in 20 % of all groups so is the first or the last word of every name: then only
+/// what is left tells the facts apart.
 std::vector<WovenFact> draw_fact_group(Random& random, std::span<const std::uint8_t> library, const Lexicon& lexicon,
-                                       const RecallConfig& config);
+                                       const Cast& cast, const RecallConfig& config);
 
 }  // namespace moba::lm

@@ -107,11 +107,6 @@ std::size_t draw_syllables(Random& random) {
   return 2 + random.weighted(kWeights);
 }
 
-std::string draw_single_name(Random& random, const Lexicon& lexicon) {
-  if (lexicon.names.size() >= kEnoughWords && random.chance(0.5)) return random.pick(lexicon.names);
-  return capitalised(invent_word(random, 2 + random.below(2), lexicon));
-}
-
 }  // namespace
 
 std::string capitalised(std::string word) {
@@ -123,6 +118,11 @@ std::string invent_word(Random& random, std::size_t syllables, const Lexicon& le
   if (lexicon.words.size() >= kEnoughWords && random.chance(0.2)) return spliced(random, lexicon);
   if (random.chance(0.3)) return from_letters(random, syllables);
   return from_sounds(random, syllables);
+}
+
+std::string draw_single_name(Random& random, const Lexicon& lexicon) {
+  if (lexicon.names.size() >= kEnoughWords && random.chance(0.5)) return random.pick(lexicon.names);
+  return capitalised(invent_word(random, 2 + random.below(2), lexicon));
 }
 
 std::string draw_name(Random& random, const Lexicon& lexicon) {

@@ -22,6 +22,9 @@ std::string draw_value(Random& random, ValueKind kind, const Lexicon& lexicon);
 /// spliced from real words, so that its kind is endless too.
 std::string invent_word(Random& random, std::size_t syllables, const Lexicon& lexicon);
 
+/// Real or invented, one word, capitalised.
+std::string draw_single_name(Random& random, const Lexicon& lexicon);
+
 /// Real or invented, of one or two words, capitalised.
 std::string draw_name(Random& random, const Lexicon& lexicon);
 

@@ -9,6 +9,7 @@ namespace moba::lm {
 namespace {
 
 constexpr std::int64_t kFewestWords = 5, kMostWords = 18;
+constexpr double kEarlyFillers = 0.4;  // of the patterns
 
 constexpr std::array<std::string_view, 48> kLinks = {"was called",
                                                      "is called",
@@ -107,10 +108,10 @@ std::vector<std::string> read_words(std::span<const std::uint8_t> text, std::siz
 
 // The beginning of some sentence of `text`, or nothing when a few tries found none of the length.
 std::optional<std::vector<std::string>> real_beginning(Random& random, std::span<const std::uint8_t> text) {
-  constexpr int kTries = 8;
+  constexpr int kSentenceTries = 8;
   constexpr std::size_t kSearch = 600;  // bytes to the next sentence end; a sentence of prose is shorter
   if (text.size() < 2 * kSearch) return std::nullopt;
-  for (int attempt = 0; attempt < kTries; ++attempt) {
+  for (int attempt = 0; attempt < kSentenceTries; ++attempt) {
     const std::size_t start = random.below(text.size() - kSearch);
     const std::int64_t wanted = random.between(kFewestWords, kMostWords);
     std::size_t at = start;
@@ -144,13 +145,16 @@ std::pair<std::size_t, std::size_t> letters_of(const std::string& word) {
   return {begin, end};
 }
 
-// Up to `count` places for fillers, ascending; words of three letters or more where there are any.
-std::vector<std::size_t> draw_places(Random& random, const std::vector<std::string>& words, std::size_t count) {
+// Up to `count` places for fillers, ascending; words of three letters or more where there are any. In `early` patterns
+// only the first half of them: the value then stands far behind the words that tell its fact from the others.
+std::vector<std::size_t> draw_places(Random& random, const std::vector<std::string>& words, std::size_t count,
+                                     bool early) {
   std::vector<std::size_t> candidates;
   for (std::size_t i = 0; i < words.size(); ++i) {
     const auto [begin, end] = letters_of(words[i]);
     if (end - begin >= 3) candidates.push_back(i);
   }
+  if (early) candidates.resize(std::max(std::min(count, candidates.size()), candidates.size() / 2));
   if (candidates.empty()) candidates.push_back(words.size() - 1);
   std::vector<std::size_t> places;
   while (places.size() < std::min(count, candidates.size())) {
@@ -177,7 +181,7 @@ Pattern draw_pattern(Random& random, std::span<const std::uint8_t> text, const L
   std::optional<std::vector<std::string>> real;
   if (random.chance(0.5)) real = real_beginning(random, text);
   const std::vector<std::string> words = real ? std::move(*real) : random_words(random, lexicon);
-  const std::vector<std::size_t> places = draw_places(random, words, 1 + random.below(2));
+  const std::vector<std::size_t> places = draw_places(random, words, 1 + random.below(2), random.chance(kEarlyFillers));
 
   Pattern pattern;
   pattern.parts.emplace_back();

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "lm/data/cast.h"
 #include "lm/data/facts.h"
 
 namespace moba::lm {
@@ -22,7 +23,6 @@ struct Insertion {
   double place = 0;
   const WovenFact* fact = nullptr;
   bool repeat = false;
-  char terminator = '.';
   std::string_view lead;  // what separates it from the text before
 
   std::size_t size() const { return lead.size() + fact->beginning.size() + 1 + fact->value.size() + 1; }
@@ -59,10 +59,11 @@ std::vector<std::vector<WovenFact>> draw_groups(Random& random, std::int64_t len
   const double wanted = usual_facts(length) * config.density * (kFewest + (kMost - kFewest) * random.uniform());
   const double room = kMostWoven * static_cast<double>(length);
   const double copies = 1 + config.repeat_probability;
+  const Cast cast(random, lexicon);
   std::vector<std::vector<WovenFact>> groups;
   double facts = 0, bytes = 0;
   while (facts < std::max(1.0, std::round(wanted))) {
-    std::vector<WovenFact> group = draw_fact_group(random, library, lexicon, config);
+    std::vector<WovenFact> group = draw_fact_group(random, library, lexicon, cast, config);
     // As many facts as are wanted and fit; the bytes are an expectation here, the caller counts exactly.
     std::size_t keep = 0;
     while (keep < group.size() && facts < std::max(1.0, std::round(wanted))) {
@@ -98,14 +99,13 @@ Plan place(Random& random, const std::vector<std::vector<WovenFact>>& groups, st
   const auto fits = [&](const Insertion& insertion) { return plan.bytes + insertion.size() + 1 <= room; };
   for (const std::vector<WovenFact>& group : groups) {
     for (const WovenFact& fact : group) {
-      Insertion first{random.uniform(), &fact, false, fact.terminator, draw_lead(random, 0.2, 0.05)};
+      Insertion first{random.uniform(), &fact, false, draw_lead(random, 0.2, 0.05)};
       if (!fits(first)) continue;
       plan.bytes += first.size() + 1;
       plan.inside.push_back(first);
       if (!random.chance(config.repeat_probability)) continue;
       Insertion again = first;
       again.repeat = true;
-      if (random.chance(0.12)) again.terminator = draw_terminator(random);
       const bool at_end = random.chance(config.end_share);
       again.place = first.place + (1 - first.place) * random.uniform();
       again.lead = at_end ? draw_lead(random, 0.8, 0.08) : draw_lead(random, 0.5, 0.08);
@@ -140,7 +140,7 @@ class Writer {
     const auto begin = static_cast<std::int64_t>(size());
     const ByteKind kind = insertion.repeat ? ByteKind::kAnswer : ByteKind::kFact;
     text(insertion.fact->value, kind);
-    text({&insertion.terminator, 1}, kind);
+    text({&insertion.fact->terminator, 1}, kind);
     if (insertion.repeat) woven_.answers.push_back({begin, static_cast<std::int64_t>(size())});
   }
 
