@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "lm/checkpoint/weights.h"
+#include "lm/util/fail.h"
 #include "lm/util/files.h"
 #include "lm/util/json_object.h"
-#include "moba/error.h"
 
 namespace moba::lm {
 namespace {
@@ -18,10 +18,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using torch::Tensor;
-
-[[noreturn]] void fail(const fs::path& file, const std::string& problem) {
-  throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: {}", file.string(), problem));
-}
 
 /// At most a few names, so that a checkpoint of another model does not make a message of ten thousand.
 std::string some_of(const std::vector<std::string>& names) {

@@ -10,9 +10,9 @@
 #include <tuple>
 #include <utility>
 
+#include "lm/util/fail.h"
 #include "lm/util/files.h"
 #include "lm/util/json_object.h"
-#include "moba/error.h"
 
 namespace moba::lm {
 namespace {
@@ -39,10 +39,6 @@ constexpr std::array<std::pair<const char*, torch::Dtype>, 10> kDtypes = {{
     {"U8", torch::kUInt8},
     {"BOOL", torch::kBool},
 }};
-
-[[noreturn]] void fail(const std::string& where, const std::string& problem) {
-  throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: {}", where, problem));
-}
 
 torch::Dtype parse_dtype(const JsonObject& entry) {
   const std::string name = entry.string_or("dtype", "");

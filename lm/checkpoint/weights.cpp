@@ -5,9 +5,9 @@
 #include <set>
 #include <system_error>
 
+#include "lm/util/fail.h"
 #include "lm/util/files.h"
 #include "lm/util/json_object.h"
-#include "moba/error.h"
 
 namespace moba::lm {
 namespace {
@@ -18,10 +18,6 @@ using torch::Tensor;
 
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
-
-[[noreturn]] void fail(const fs::path& file, const std::string& problem) {
-  throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: {}", file.string(), problem));
-}
 
 /// "model-00001-of-00003.safetensors"
 bool is_part_name(const std::string& name) {

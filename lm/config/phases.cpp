@@ -13,7 +13,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kMaxSteps = std::int64_t{1} << 40;
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 40;
 
 // {kind, block_size, top_k, last_n_full, window, sink} for all layers, or {layers = [...]}, one entry a layer.

@@ -14,6 +14,9 @@ namespace moba::lm {
 /// The shortest sequence that has room for a fact, its repeat and text between.
 inline constexpr std::int64_t kShortestRecallSequence = 512;
 
+/// Beyond any run, and far from overflow.
+inline constexpr std::int64_t kMaxSteps = std::int64_t{1} << 40;
+
 struct PhaseRules {
   const ModelConfig& model;
   bool recall = false;  // facts are woven in

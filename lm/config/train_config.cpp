@@ -13,8 +13,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kMaxSteps = std::int64_t{1} << 40;
-
 RunConfig parse_run(SectionReader reader) {
   RunConfig run;
   run.out = reader.text("out", "");

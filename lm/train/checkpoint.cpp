@@ -9,8 +9,8 @@
 #include <string_view>
 
 #include "lm/train/model_folder.h"
+#include "lm/util/fail.h"
 #include "lm/util/files.h"
-#include "moba/error.h"
 
 namespace moba::lm {
 namespace {
@@ -22,10 +22,6 @@ constexpr int kFormat = 1;
 constexpr std::string_view kPrefix = "step-";
 constexpr std::string_view kUnfinished = ".unfinished";
 constexpr std::string_view kRemoved = ".removed";
-
-[[noreturn]] void fail(const std::string& where, const std::string& rule) {
-  throw Error(ErrorCode::kInvalidArgument, where + ": " + rule);
-}
 
 std::optional<std::int64_t> step_of(const fs::path& folder) {
   const std::string name = folder.filename().string();

@@ -7,8 +7,8 @@
 #include <string>
 #include <utility>
 
+#include "lm/util/fail.h"
 #include "lm/util/files.h"
-#include "moba/error.h"
 
 namespace moba::lm {
 namespace {
@@ -20,10 +20,6 @@ constexpr const char* kIndex = "resume.json";
 // A part's header: some hundred bytes a tensor. Kept free so that a part stays within its limit.
 constexpr std::int64_t kHeaderReserve = 128 << 10;
 constexpr std::int64_t kBytesOfName = 256;
-
-[[noreturn]] void fail(const std::string& where, const std::string& rule) {
-  throw Error(ErrorCode::kInvalidArgument, where + ": " + rule);
-}
 
 fs::path part_file(const fs::path& folder, std::size_t index) {
   return folder / fmt::format("resume-{:04}.safetensors", index + 1);
