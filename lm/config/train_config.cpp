@@ -110,6 +110,7 @@ DataConfig parse_data(SectionReader reader) {
 RecallConfig parse_recall(SectionReader reader, const std::string& tokenizer) {
   RecallConfig recall;
   recall.fraction = reader.number("fraction", recall.fraction, 0, 1);
+  recall.shorter_share = reader.number("shorter_share", recall.shorter_share, 0, 1);
   recall.answer_weight = reader.number("answer_weight", recall.answer_weight, 0, 1000);
   recall.repeat_probability = reader.number("repeat_probability", recall.repeat_probability, 0, 1);
   recall.end_share = reader.number("end_share", recall.end_share, 0, 1);

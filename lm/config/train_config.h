@@ -47,7 +47,8 @@ struct DataConfig {
 
 /// [recall]: facts woven into text, asked again later (lm/data/recall.h).
 struct RecallConfig {
-  double fraction = 0;       // of the sequences
+  double fraction = 0;       // of the rows
+  double shorter_share = 0;  // of these, rows of several shorter sequences: a long phase keeps what short ones taught
   double answer_weight = 4;  // of a value's bytes and what ends it, in the loss
   double repeat_probability = 0.85;
   double end_share = 0.35;  // of the repeats that stand at the end of the sequence

@@ -10,7 +10,7 @@ namespace moba::lm {
 // A row being filled: the places of its inputs and targets in the batch, and what the targets are.
 struct BatchSource::Row {
   std::span<std::int64_t> tokens, targets;
-  std::vector<ByteKind> kinds;          // of the targets
+  std::vector<ByteKind> kinds;          // of the targets so far
   std::vector<std::int64_t> sequences;  // lengths
   std::vector<ByteRange> answers;       // in targets
 };
@@ -51,8 +51,22 @@ void BatchSource::fill_text_row(Random& random, Row& row) const {
   row.kinds.assign(static_cast<std::size_t>(length), ByteKind::kText);
 }
 
+std::int64_t BatchSource::draw_recall_length(Random& random, std::int64_t row_length) const {
+  constexpr std::int64_t kShortest = 2048;
+  std::vector<std::int64_t> shorter;  // row_length / 2, / 4, …
+  for (std::int64_t length = row_length; length % 2 == 0 && length / 2 >= kShortest;) shorter.push_back(length /= 2);
+  if (shorter.empty() || !random.chance(recall_.shorter_share)) return row_length;
+  return random.pick(shorter);
+}
+
 void BatchSource::fill_recall_row(Random& random, Row& row) const {
-  const auto length = static_cast<std::int64_t>(row.tokens.size());
+  const auto row_length = static_cast<std::int64_t>(row.tokens.size());
+  const std::int64_t length = draw_recall_length(random, row_length);
+  for (std::int64_t begin = 0; begin < row_length; begin += length) append_recall_sequence(random, row, length);
+}
+
+void BatchSource::append_recall_sequence(Random& random, Row& row, std::int64_t length) const {
+  const auto begin = static_cast<std::int64_t>(row.kinds.size());
   const std::span<const std::uint8_t> bytes = store_.bytes();
   std::string joined;  // only for documents that are too short
   std::span<const std::uint8_t> haystack;
@@ -73,15 +87,17 @@ void BatchSource::fill_recall_row(Random& random, Row& row) const {
     haystack = {reinterpret_cast<const std::uint8_t*>(joined.data()), joined.size()};
   }
 
-  // One byte more than the row: each token's target is the byte after it.
+  // One byte more than the sequence: each token's target is the byte after it.
   const WovenText woven = weave_facts(random, haystack, length + 1, bytes, lexicon_, recall_);
   for (std::int64_t i = 0; i < length; ++i) {
-    const auto at = static_cast<std::size_t>(i);
-    row.tokens[at] = static_cast<std::uint8_t>(woven.text[at]);
-    row.targets[at] = static_cast<std::uint8_t>(woven.text[at + 1]);
+    const auto from = static_cast<std::size_t>(i), to = static_cast<std::size_t>(begin + i);
+    row.tokens[to] = static_cast<std::uint8_t>(woven.text[from]);
+    row.targets[to] = static_cast<std::uint8_t>(woven.text[from + 1]);
   }
-  row.kinds.assign(woven.kinds.begin() + 1, woven.kinds.end());
-  for (const ByteRange& answer : woven.answers) row.answers.push_back({answer.begin - 1, answer.end - 1});
+  row.kinds.insert(row.kinds.end(), woven.kinds.begin() + 1, woven.kinds.end());
+  for (const ByteRange& answer : woven.answers) {
+    row.answers.push_back({begin + answer.begin - 1, begin + answer.end - 1});
+  }
   row.sequences.push_back(length);
 }
 

@@ -46,8 +46,9 @@ class BatchSource {
   BatchSource(const TokenStore& store, const RecallConfig& recall, std::uint64_t seed, bool page_locked);
 
   /// Rows of sequence_length tokens. A row of text is a window of one document; where the document is shorter, others
-  /// follow as sequences of their own, and none attends another. A row with facts is one sequence, from one document
-  /// where that is long enough.
+  /// follow as sequences of their own, and none attends another. A row with facts is one sequence, or, in
+  /// recall.shorter_share of them, several of half, a quarter, … of its length (2048 at least); each is from one
+  /// document where that is long enough.
   StepBatch make(std::int64_t step, const PhaseConfig& phase) const;
 
  private:
@@ -55,6 +56,8 @@ class BatchSource {
 
   void fill_text_row(Random& random, Row& row) const;
   void fill_recall_row(Random& random, Row& row) const;
+  void append_recall_sequence(Random& random, Row& row, std::int64_t length) const;
+  std::int64_t draw_recall_length(Random& random, std::int64_t row_length) const;
   std::int64_t draw_document(Random& random) const;
 
   const TokenStore& store_;

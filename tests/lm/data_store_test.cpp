@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <numeric>
+#include <set>
 #include <thread>
 
 #include "lm/data/batch.h"
@@ -202,6 +203,28 @@ TEST(Batch, AnswersWeighMoreAndAreListed) {
     }
     EXPECT_GT(facts, 20);
   }
+}
+
+TEST(Batch, LongRowsMayHoldSeveralShorterSequences) {
+  const TemporaryFolder folder;
+  write_text(folder / "t.txt", testing::sample_prose(3, 100000));
+  const TokenStore store = byte_store(folder, {folder / "t.txt"});
+  RecallConfig recall;
+  recall.fraction = recall.shorter_share = 1;
+  const BatchSource source(store, recall, 7, false);
+  std::set<std::int64_t> lengths;
+  for (std::int64_t step = 0; step < 8; ++step) {
+    const MicroBatch part = source.make(step, phase_of(8192, 16384, 16384)).parts[0];
+    const torch::Tensor sizes = part.cu_seqlens.diff().to(torch::kInt64);
+    EXPECT_EQ(sizes.sum().item<std::int64_t>(), 16384);
+    EXPECT_EQ(sizes.max().item<std::int64_t>(), part.max_seqlen);
+    for (std::int64_t i = 0; i < sizes.size(0); ++i) lengths.insert(sizes[i].item<std::int64_t>());
+    EXPECT_TRUE(part.weights.gt(1).nonzero().flatten().equal(part.answer_rows));
+    EXPECT_GT(part.facts, 20);
+  }
+  EXPECT_EQ(lengths, (std::set<std::int64_t>{2048, 4096}));
+  // Too short to halve.
+  EXPECT_EQ(source.make(0, phase_of(2048, 16384, 16384)).parts[0].max_seqlen, 2048);
 }
 
 TEST(Batch, StepDecidesTheData) {
