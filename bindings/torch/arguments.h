@@ -12,7 +12,12 @@
 
 namespace moba::torch_ops {
 
+/// Throws unless it is positive and finite, or 0 for the default.
 inline double scale_of(double softmax_scale, const at::Tensor& q) {
+  AttentionOptions options;
+  options.kind = Kind::kFull;
+  options.softmax_scale = softmax_scale;
+  check_options(options);
   return softmax_scale == 0.0 ? 1.0 / std::sqrt(static_cast<double>(q.size(2))) : softmax_scale;
 }
 

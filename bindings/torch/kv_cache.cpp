@@ -8,6 +8,7 @@
 #include "arguments.h"
 #include "core.h"
 #include "moba/pipeline.h"
+#include "portable/decode.h"
 
 namespace moba::torch_ops {
 namespace {
@@ -103,6 +104,12 @@ std::tuple<at::Tensor, at::Tensor> KvCache::attend(const at::Tensor& q, const At
                         view_of(queries), {view_of(out), view_of(lse)});
     return {out, lse};
   }
+  const at::Tensor k = k_.narrow(0, 0, length_), v = v_.narrow(0, 0, length_);
+  const double scale = scale_of(options.softmax_scale, q);
+  if (rows == 1 && options.kind != Kind::kWindow && !list) {
+    // All keys are one block, the row's own.
+    return portable::attend_last(q, k, v, k, length_, 1, scale);
+  }
   const SequenceBatch batch{offsets(rows, q), offsets(length_, q), rows, length_};
   portable::TensorSelection selection;
   if (options.kind == Kind::kWindow) {
@@ -114,10 +121,12 @@ std::tuple<at::Tensor, at::Tensor> KvCache::attend(const at::Tensor& q, const At
     selection.block_size = block_size_;
     const std::int64_t past = std::max<std::int64_t>(length_ - 1, 0) / block_size_;
     const at::Tensor means = representatives_.narrow(0, 0, block_rows(length_, 1, block_size_));
+    if (portable::suits_attend_last(q, k, v, block_size_, options.top_k)) {
+      return portable::attend_last(q, k, v, means, block_size_, options.top_k, scale);
+    }
     selection.blocks = portable::select(q, means, batch, block_size_, std::min(options.top_k, past + 1));
   }
-  return portable::attend(q, k_.narrow(0, 0, length_), v_.narrow(0, 0, length_), batch, selection,
-                          scale_of(options.softmax_scale, q));
+  return portable::attend(q, k, v, batch, selection, scale);
 }
 
 void KvCache::truncate(std::int64_t length) {

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "arguments.h"
+#include "portable/decode.h"
 
 namespace moba::torch_ops {
 namespace {
@@ -72,7 +73,37 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward_portable(
   });
 }
 
+std::tuple<at::Tensor, at::Tensor> decode_portable(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                   const at::Tensor& representatives, std::int64_t block_size,
+                                                   std::int64_t top_k, double softmax_scale) {
+  return as_operator([&] {
+    const c10::OptionalDeviceGuard guard(q.device());
+    AttentionOptions options;
+    options.block_size = block_size;
+    options.top_k = top_k;
+    options.softmax_scale = softmax_scale;
+    check_queries_and_keys(q, k);
+    check_portable(q);
+    check_values(k, v);
+    check_options(options);
+    check_queries_and_keys(k, representatives);
+    require(q.size(0) == 1 && k.size(0) >= 1, "the number of rows of q", std::to_string(q.size(0)),
+            "1, beside at least 1 key", "Attend several rows with attend.");
+    require(representatives.size(0) >= (k.size(0) - 1) / block_size && representatives.size(1) == k.size(1),
+            "representatives", std::to_string(representatives.size(0)) + " rows",
+            "one for each past block and key head", "Pool the keys.");
+    return portable::attend_last(q, k, v, representatives, block_size, top_k, scale_of(softmax_scale, q));
+  });
+}
+
 }  // namespace
+
+// Decode has no operator of its own: KvCache calls it on CUDA, and tests on any device.
+TORCH_LIBRARY_FRAGMENT(moba, library) {
+  library.def(
+      "portable_decode(Tensor q, Tensor k, Tensor v, Tensor representatives, int block_size, int top_k, "
+      "float softmax_scale) -> (Tensor out, Tensor lse)");
+}
 
 TORCH_LIBRARY_IMPL(moba, CUDA, library) {
   library.impl("select", select_portable);
@@ -84,6 +115,7 @@ TORCH_LIBRARY_IMPL(moba, CompositeExplicitAutograd, library) {
   library.impl("portable_select", select_portable);
   library.impl("portable_attend", attend_portable);
   library.impl("portable_attend_backward", attend_backward_portable);
+  library.impl("portable_decode", decode_portable);
 }
 
 }  // namespace moba::torch_ops

@@ -1,16 +1,15 @@
 // attend and merge, forward.
-#include <algorithm>
-#include <limits>
 
+#include "portable/gather.h"
 #include "portable/history.h"
+#include "portable/numbers.h"
 #include "portable/portable.h"
 #include "portable/scratch.h"
 #include "portable/sink.h"
+#include "portable/spoil.h"
 
 namespace moba::torch_ops::portable {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // exp(lse - total), 0 where the part is empty.
 at::Tensor weight(const at::Tensor& lse, const at::Tensor& total) {
@@ -21,17 +20,9 @@ at::Tensor weight(const at::Tensor& lse, const at::Tensor& total) {
 struct Running {
   at::Tensor out, lse;
 
-  Running(const at::Tensor& first_out, const at::Tensor& first_lse, const at::Tensor& valid)
-      : out(first_out.to(at::kFloat).contiguous()), lse(first_lse.transpose(0, 1).contiguous()) {
-    const at::Tensor invalid = valid.logical_not();
-    out.masked_fill_(invalid.view({-1, 1, 1}), 0.0);
-    lse.masked_fill_(invalid.view({-1, 1}), -kInfinity);
-  }
-
-  // Scales what is there to a new total; the caller then adds its parts with their weights.
-  void rescale(const at::Tensor& total) {
-    out.mul_(weight(lse, total).unsqueeze(-1));
-    lse = total;
+  Running(const at::Tensor& first_out, const at::Tensor& first_lse, const at::Tensor& spoilt, const at::Tensor& valid)
+      : out(spoil(first_out.to(at::kFloat).contiguous(), spoilt, valid)), lse(first_lse.transpose(0, 1).contiguous()) {
+    lse.masked_fill_(valid.logical_not().view({-1, 1}), -kInfinity);
   }
 };
 
@@ -40,32 +31,36 @@ void merge_part(Running& running, const at::Tensor& out, const at::Tensor& lse, 
   const at::Tensor hidden = seen.logical_not();
   const at::Tensor part_lse = lse.transpose(0, 1).masked_fill(hidden.view({-1, 1}), -kInfinity);
   const at::Tensor total = at::logaddexp(running.lse, part_lse);
-  running.rescale(total);
+  running.out.mul_(weight(running.lse, total).unsqueeze(-1));
+  running.lse = total;
   running.out.addcmul_(out.masked_fill(hidden.view({-1, 1, 1}), 0.0), weight(part_lse, total).unsqueeze(-1));
 }
 
 void merge_history(Running& running, const HistoryProblem& problem, const at::Tensor& q, const at::Tensor& k,
                    const at::Tensor& v, double softmax_scale, std::int64_t scratch_bytes) {
-  const std::int64_t budget = problem.blocks.size(2), pair_rows = problem.total_q * problem.heads;
-  const at::Tensor q_rows = q.reshape({pair_rows, q.size(2)});
-  const at::Tensor k_rows = k.reshape({-1, k.size(2)}), v_rows = v.reshape({-1, v.size(2)});
-  const std::int64_t pair_bytes = kPairIndexBytes + (q.size(2) + v.size(2)) * q.element_size();
-  const std::int64_t step = slots_that_fit(problem, pair_bytes, scratch_bytes);
-  for (std::int64_t begin = 0; begin < budget; begin += step) {
-    const HistoryChunk chunk(problem, begin, std::min(step, budget - begin));
+  const std::int64_t total_q = q.size(0), head_dim = q.size(2), value_dim = v.size(2);
+  const at::Tensor q_rows = q.reshape({-1, head_dim}), k_rows = k.reshape({-1, head_dim});
+  const at::Tensor v_rows = v.reshape({-1, value_dim});
+  const std::int64_t key_bytes = (head_dim + value_dim) * q.element_size();
+  // Gathered q and the part's out.
+  const ChunkCost cost{key_bytes, key_bytes, 0};
+  for (const ChunkRange& range : chunks_that_fit(problem, cost, scratch_bytes)) {
+    const HistoryChunk chunk(problem, range);
     auto [part, part_lse] = varlen_forward(
-        q_rows.index_select(0, chunk.query_rows).unsqueeze(1), k_rows.index_select(0, chunk.key_rows).unsqueeze(1),
-        v_rows.index_select(0, chunk.key_rows).unsqueeze(1), chunk.segments, softmax_scale);
+        gather_rows(q_rows, chunk.query_rows).unsqueeze(1), gather_rows(k_rows, chunk.key_rows).unsqueeze(1),
+        gather_rows(v_rows, chunk.key_rows).unsqueeze(1), chunk.segments, softmax_scale);
+    at::Tensor out = running.out.narrow(1, chunk.head_begin, chunk.heads);
+    at::Tensor lse = running.lse.narrow(1, chunk.head_begin, chunk.heads);
     const at::Tensor slot_lse =
-        part_lse.flatten().index_select(0, chunk.inverse.flatten()).view({pair_rows, chunk.slots});
-    const at::Tensor total =
-        at::logsumexp(at::cat({running.lse.view({pair_rows, 1}), slot_lse}, 1), {1}).view_as(running.lse);
-    running.rescale(total);
-    const at::Tensor weights = weight(slot_lse, total.view({pair_rows, 1}));
+        part_lse.flatten().index_select(0, chunk.inverse.flatten()).view({total_q, chunk.heads, chunk.slots});
+    const at::Tensor total = at::logsumexp(at::cat({lse.unsqueeze(-1), slot_lse}, -1), {-1});
+    const at::Tensor weights = weight(slot_lse, total.unsqueeze(-1));
+    out.mul_(weight(lse, total).unsqueeze(-1));
+    lse.copy_(total);
     const at::Tensor part_rows = part.squeeze(1);
-    at::Tensor out_rows = running.out.view({pair_rows, -1});
     for (std::int64_t slot = 0; slot < chunk.slots; ++slot) {
-      out_rows.addcmul_(part_rows.index_select(0, chunk.inverse.select(1, slot)), weights.narrow(1, slot, 1));
+      out.addcmul_(gather_rows(part_rows, chunk.inverse.select(1, slot)).view(out.sizes()),
+                   weights.select(2, slot).unsqueeze(-1));
     }
   }
 }
@@ -86,15 +81,21 @@ std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& q, const at::Tensor&
     return std::tuple(running.out.to(q.scalar_type()), running.lse.transpose(0, 1).contiguous());
   };
 
+  CleanValues clean(v, hides_keys(selection, batch));
+  const at::Tensor first_key = sequences.k_begin.index_select(0, rows.sequence);
+  const at::Tensor end_key = (first_key + rows.position + 1).clamp_max_(total_k);  // of what the row sees
   if (selection.kind == SelectionKind::kList) {
     const Blocks key_blocks(sequences, total_k, selection.block_size);
-    auto [out, lse] = varlen_forward(q, k, v, key_blocks.own_segments(sequences, batch), softmax_scale);
-    Running running(out, lse, rows.valid);
+    auto [out, lse] = varlen_forward(q, k, clean.v, key_blocks.own_segments(sequences, batch), softmax_scale);
+    const at::Tensor own_begin = first_key + (rows.position - rows.position.remainder(selection.block_size));
+    Running running(out, lse, clean.any_between(own_begin, end_key), rows.valid);
     out.reset();
+    clean.v.reset();
     if (has_history(selection, batch)) {
       const HistoryProblem problem(q, k, batch, selection.blocks, rows, key_blocks);
+      // Past blocks are seen whole, so nothing is masked there, and v needs no cleaning.
       merge_history(running, problem, q, k, v, softmax_scale,
-                    scratch_limit(q, k, v) - static_cast<std::int64_t>(running.out.nbytes()));
+                    scratch_limit(kForwardScratch, q, k, v) - static_cast<std::int64_t>(running.out.nbytes()));
     }
     return finish(running);
   }
@@ -102,15 +103,21 @@ std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& q, const at::Tensor&
   const bool span = selection.kind == SelectionKind::kSpan && selection.window < batch.max_seqlen_k;
   const Segments segments{sequences.cu_q,     sequences.cu_k, batch.max_seqlen_q,
                           batch.max_seqlen_k, true,           span ? selection.window : 0};
-  auto [out, lse] = varlen_forward(q, k, v, segments, softmax_scale);
-  if (!span || selection.sink == 0) {
-    const at::Tensor invalid = rows.valid.logical_not();
-    return {out.masked_fill(invalid.view({-1, 1, 1}), 0.0).contiguous(), lse.masked_fill(invalid, -kInfinity)};
+  auto [out, lse] = varlen_forward(q, k, clean.v, segments, softmax_scale);
+  if (!span) {
+    return {spoil(out.contiguous(), clean.any_between(first_key, end_key), rows.valid),
+            lse.masked_fill(rows.valid.logical_not(), -kInfinity)};
   }
-  Running running(out, lse, rows.valid);
+  const at::Tensor window_begin = at::maximum(first_key, end_key - selection.window);
+  at::Tensor spoilt = clean.any_between(window_begin, end_key);
+  if (selection.sink == 0) {
+    return {spoil(out.contiguous(), spoilt, rows.valid), lse.masked_fill(rows.valid.logical_not(), -kInfinity)};
+  }
+  spoilt = spoilt.logical_or(clean.any_between(first_key, at::minimum(window_begin, first_key + selection.sink)));
+  Running running(out, lse, spoilt, rows.valid);
   for (const SinkPart& part : sink_parts(selection, batch, sequences, rows)) {
-    auto [part_out, part_lse] = varlen_forward(q, k.index_select(0, part.key_rows), v.index_select(0, part.key_rows),
-                                               part.segments, softmax_scale);
+    auto [part_out, part_lse] = varlen_forward(q, k.index_select(0, part.key_rows),
+                                               clean.v.index_select(0, part.key_rows), part.segments, softmax_scale);
     merge_part(running, part_out, part_lse, part.rows);
   }
   return finish(running);

@@ -1,6 +1,7 @@
 // attend_backward: the gradient is a sum over parts, each computed with the lse and the output of the whole row.
 #include <algorithm>
 
+#include "portable/gather.h"
 #include "portable/history.h"
 #include "portable/portable.h"
 #include "portable/scratch.h"
@@ -59,35 +60,32 @@ void write_first_part(Gradients& gradients, const at::Tensor& q, const at::Tenso
 
 void add_history(Gradients& gradients, const HistoryProblem& problem, const at::Tensor& q, const at::Tensor& k,
                  const at::Tensor& v, const Upstream& up, double softmax_scale, std::int64_t scratch_bytes) {
-  const std::int64_t budget = problem.blocks.size(2), pair_rows = problem.total_q * problem.heads;
-  const std::int64_t head_dim = q.size(2), value_dim = v.size(2);
-  const at::Tensor q_rows = q.reshape({pair_rows, head_dim});
-  const at::Tensor k_rows = k.reshape({-1, head_dim}), v_rows = v.reshape({-1, value_dim});
-  const at::Tensor dout_rows = up.dout.reshape({pair_rows, value_dim}),
-                   out_rows = up.out.reshape({pair_rows, value_dim});
+  const std::int64_t total_q = q.size(0), head_dim = q.size(2), value_dim = v.size(2);
+  const at::Tensor q_rows = q.reshape({-1, head_dim}), k_rows = k.reshape({-1, head_dim});
+  const at::Tensor v_rows = v.reshape({-1, value_dim});
+  const at::Tensor dout_rows = up.dout.reshape({-1, value_dim}), out_rows = up.out.reshape({-1, value_dim});
   const at::Tensor lse_rows = up.lse.transpose(0, 1).flatten();
-  // Gathered q, dout, out, and dq; the fused kernel keeps dq in float32 beside it.
   const std::int64_t width = std::max(head_dim, value_dim);
-  const std::int64_t pair_bytes = kPairIndexBytes + 2 * (head_dim + value_dim) * q.element_size() + 4 * width;
-  const std::int64_t padding = padding_bytes(k.size(0) / problem.key_blocks.size * k.size(1), width);
-  const std::int64_t step = slots_that_fit(problem, pair_bytes, scratch_bytes - padding);
-  at::Tensor dq = gradients.dq.view({pair_rows, head_dim});
-  at::Tensor dk = gradients.dk.view({-1, head_dim}), dv = gradients.dv.view({-1, value_dim});
-  for (std::int64_t begin = 0; begin < budget; begin += step) {
-    const HistoryChunk chunk(problem, begin, std::min(step, budget - begin));
+  // A pair: gathered q, dout, out, and dq; the fused kernel keeps dq in float32 beside it. A key: gathered k and v, and
+  // their gradients.
+  const std::int64_t key_bytes = 2 * (head_dim + value_dim) * q.element_size();
+  const ChunkCost cost{key_bytes + 4 * width, key_bytes, padding_bytes(1, width)};
+  for (const ChunkRange& range : chunks_that_fit(problem, cost, scratch_bytes)) {
+    const HistoryChunk chunk(problem, range);
     const auto gather = [](const at::Tensor& rows, const at::Tensor& index) {
-      return rows.index_select(0, index).unsqueeze(1);
+      return gather_rows(rows, index).unsqueeze(1);
     };
     auto [part_dq, part_dk, part_dv] = varlen_backward(
         gather(dout_rows, chunk.query_rows), gather(q_rows, chunk.query_rows), gather(k_rows, chunk.key_rows),
         gather(v_rows, chunk.key_rows), gather(out_rows, chunk.query_rows),
         lse_rows.index_select(0, chunk.query_rows).unsqueeze(0), chunk.segments, softmax_scale);
-    const at::Tensor dq_rows = part_dq.squeeze(1);
-    for (std::int64_t slot = 0; slot < chunk.slots; ++slot) {
-      dq.add_(dq_rows.index_select(0, chunk.inverse.select(1, slot)));
-    }
-    chunk.add_key_gradient(dk, part_dk);
-    chunk.add_key_gradient(dv, part_dv);
+    const at::Tensor slot_dq = gather_rows(part_dq.squeeze(1), chunk.inverse.flatten());
+    part_dq.reset();
+    gradients.dq.narrow(1, chunk.head_begin, chunk.heads)
+        .add_(slot_dq.view({total_q, chunk.heads, chunk.slots, head_dim}).sum(2, /*keepdim=*/false, at::kFloat));
+    const at::Tensor sum_rows = chunk.sum_rows(problem);
+    chunk.add_key_gradient(gradients.dk.narrow(1, range.head_begin, range.heads), part_dk, sum_rows);
+    chunk.add_key_gradient(gradients.dv.narrow(1, range.head_begin, range.heads), part_dv, sum_rows);
   }
 }
 
@@ -97,7 +95,7 @@ Gradients backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   const Rows rows(sequences, q.size(0));
   const at::Tensor invalid = rows.valid.logical_not().view({-1, 1, 1});
   Gradients gradients(q, k, v);
-  const std::int64_t scratch_bytes = scratch_limit(q, k, v) - gradients.nbytes();
+  const std::int64_t scratch_bytes = scratch_limit(kBackwardScratch, q, k, v) - gradients.nbytes();
 
   if (selection.kind == SelectionKind::kList) {
     const Blocks key_blocks(sequences, k.size(0), selection.block_size);

@@ -2,9 +2,10 @@
 // runs on; on CUDA the attention itself is ATen's fused varlen kernels (varlen.h).
 //
 // Nothing here waits for the device: no value is read back, every shape follows from the host-visible arguments.
-// Scratch stays below 3x the bytes of q, k, v and out together, for blocks of at least 64 tokens: gate scores, heads
-// and query-block pairs are worked off in chunks. (The fused kernels round each segment up to 128 rows of float32 in
-// the backward pass, so smaller blocks cost more.)
+// Scratch stays below 3x the bytes of q, k, v and out together in the forward pass and 6x in the backward, float32 sums
+// of dq, dk and dv included, for blocks of at least 64 tokens: gate scores and query-block pairs are worked off in
+// chunks. (The fused kernels round each segment up to 128 rows of float32 in the backward pass, so smaller blocks cost
+// more.)
 #pragma once
 
 #include <ATen/ATen.h>

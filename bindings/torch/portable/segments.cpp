@@ -24,6 +24,10 @@ at::Tensor with_gaps(const at::Tensor& begin, const at::Tensor& end) {
 
 }  // namespace
 
+bool same_tokens(const SequenceBatch& batch) {
+  return batch.max_seqlen_q == batch.max_seqlen_k && same_memory(batch.cu_seqlens_q, batch.cu_seqlens_k);
+}
+
 at::Tensor range(std::int64_t count, const at::Tensor& like) {
   return at::arange(count, like.options().dtype(at::kLong));
 }
@@ -70,7 +74,7 @@ Segments Blocks::own_segments(const Sequences& sequences, const SequenceBatch& b
   own.max_q = std::min(size, batch.max_seqlen_q);
   own.max_k = std::min(size, batch.max_seqlen_k);
   own.causal = true;
-  if (same_memory(batch.cu_seqlens_q, batch.cu_seqlens_k)) {
+  if (same_tokens(batch)) {
     // Queries and keys are the same tokens: no row is without a block, and half as many segments do.
     own.cu_q = own.cu_k = at::cat({begin, end.slice(0, -1)}).to(at::kInt);
     return own;

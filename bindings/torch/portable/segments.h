@@ -48,6 +48,9 @@ struct Blocks {
   Segments own_segments(const Sequences& sequences, const SequenceBatch& batch) const;
 };
 
+/// Whether queries and keys are the same tokens: one tensor of offsets, one bound.
+bool same_tokens(const SequenceBatch& batch);
+
 /// [0, count) like `like`, int64.
 at::Tensor range(std::int64_t count, const at::Tensor& like);
 

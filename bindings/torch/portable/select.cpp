@@ -1,24 +1,20 @@
 // pool, score and select.
 #include <algorithm>
-#include <limits>
+#include <utility>
+#include <vector>
 
+#include "portable/choice.h"
+#include "portable/gather.h"
+#include "portable/numbers.h"
 #include "portable/portable.h"
 #include "portable/segments.h"
 
 namespace moba::torch_ops::portable {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// Above this budget one top-k over integer keys is cheaper than a pass over the scores for each choice.
-constexpr std::int64_t kMaxPasses = 16;
 // Gate scores held at a time, at least: below this, launches cost more than the memory is worth.
 constexpr std::int64_t kMinScoreBytes = std::int64_t{16} << 20;
-constexpr std::int64_t kCandidateStep = 8;
-constexpr std::int64_t kMinTileRows = 32, kUsualTileRows = 128;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
+constexpr std::int64_t kMinScoreRows = 32, kUsualTileRows = 128;
 
 // Query rows cut into tiles of one sequence each, so that a tile shares its candidates.
 struct RowTiles {
@@ -38,39 +34,6 @@ struct RowTiles {
     rows = (sequences.q_begin.index_select(0, sequence).unsqueeze(1) + offset).clamp_max_(total_q - 1);
   }
 };
-
-// q [b, rows, D] x representatives [b, candidates, D] -> float32 [b, rows, candidates].
-at::Tensor products(const at::Tensor& q, const at::Tensor& representatives) {
-  if (q.scalar_type() == at::kFloat) return at::bmm(q, representatives.transpose(1, 2));
-  if (q.is_cuda()) return at::bmm(q, representatives.transpose(1, 2), at::kFloat);
-  return at::bmm(q.to(at::kFloat), representatives.to(at::kFloat).transpose(1, 2));
-}
-
-// The `count` best of the last axis by (score, lower index first): int64 [..., count] in any order, and whether each is
-// a choice (its score is not -inf). Overwrites `scores`.
-std::pair<at::Tensor, at::Tensor> best_by_passes(at::Tensor& scores, std::int64_t count) {
-  std::vector<at::Tensor> indices, chosen;
-  for (std::int64_t i = 0; i < count; ++i) {
-    // at::max gives the first of equal values.
-    auto [value, index] = at::max(scores, -1, /*keepdim=*/true);
-    indices.push_back(index);
-    chosen.push_back(value > -kInfinity);
-    if (i + 1 < count) scores.scatter_(-1, index, -kInfinity);
-  }
-  return {at::cat(indices, -1), at::cat(chosen, -1)};
-}
-
-std::pair<at::Tensor, at::Tensor> best_by_keys(at::Tensor& scores, std::int64_t count) {
-  const std::int64_t candidates = scores.size(-1);
-  // Order-preserving integers of the scores (+0 makes -0 equal to 0), the index below them in reverse: all different.
-  const at::Tensor bits = scores.add_(0.0).view(at::kInt);
-  const at::Tensor ordered = bits.bitwise_xor(bits.bitwise_right_shift(31).bitwise_and(0x7fffffff));
-  const at::Tensor reversed = candidates - 1 - range(candidates, scores);
-  const at::Tensor keys = ordered.to(at::kLong).bitwise_left_shift(32).bitwise_or_(reversed);
-  const at::Tensor best = std::get<0>(at::topk(keys, count, -1, /*largest=*/true, /*sorted=*/false));
-  const at::Tensor index = candidates - 1 - best.bitwise_and(0xffffffffll);
-  return {index, scores.gather(-1, index) > -kInfinity};
-}
 
 }  // namespace
 
@@ -104,43 +67,50 @@ at::Tensor select(const at::Tensor& q, const at::Tensor& representatives, const 
   const at::Tensor first_row =
       at::floor_divide(sequences.k_begin, block_size) + range(sequences.count, sequences.k_begin);
   // Matrix products like round numbers; candidates that are no one's past are masked like the future.
-  const std::int64_t candidates = ceil_div(past, kCandidateStep) * kCandidateStep;
+  const std::int64_t candidate_multiple = candidate_step(past), candidates = round_up(past, candidate_multiple);
   // As many rows to a tile as candidates, so that gathering representatives costs no more than gathering queries; fewer
   // where the scores of a tile would not fit.
-  const std::int64_t score_bytes =
-      std::max<std::int64_t>(q.nbytes() + representatives.nbytes() * block_size, kMinScoreBytes);
+  const std::int64_t input_bytes = static_cast<std::int64_t>(q.nbytes() + representatives.nbytes() * block_size);
+  // A narrow row is sorted whole, with three times its bytes beside it.
+  const std::int64_t score_bytes = std::max(past > kSortWidth ? 2 * input_bytes : input_bytes, kMinScoreBytes);
   const std::int64_t row_bytes = heads * candidates * static_cast<std::int64_t>(sizeof(float));
   const std::int64_t tile =
-      std::min(std::clamp(score_bytes / row_bytes, kMinTileRows, std::max(kUsualTileRows, candidates)), total_q);
+      std::min(std::clamp(score_bytes / row_bytes, kMinScoreRows, std::max(kUsualTileRows, candidates)), total_q);
   const RowTiles tiles(sequences, total_q, tile);
   const at::Tensor own_block = at::floor_divide(rows.position, block_size);  // 0 for invalid rows: nothing is past
   const at::Tensor member = range(heads, q).view({kv_heads, group, 1});
   const at::Tensor q_rows = q.reshape({total_q * heads, head_dim});
   const at::Tensor key_head = range(kv_heads, q).view({1, kv_heads, 1});
   const at::Tensor representative_rows = representatives.reshape({-1, head_dim});
-  const at::Tensor candidate = range(candidates, q);
+  const bool self = same_tokens(batch);
 
   const std::int64_t step = std::max<std::int64_t>(1, score_bytes / (row_bytes * tile));
   for (std::int64_t begin = 0; begin < tiles.count; begin += step) {
     const std::int64_t n = std::min(step, tiles.count - begin);
+    // Where queries and keys are the same tokens, tile t ends at the row (t + 1) * tile of its sequence, or before.
+    const std::int64_t reach = self ? ceil_div((begin + n) * tile, block_size) : past;
+    const std::int64_t width = std::min(candidates, round_up(std::max(reach, count), candidate_multiple));
+    const at::Tensor candidate = range(width, q);
     const at::Tensor packed = tiles.rows.narrow(0, begin, n);  // [n, tile]
-    // queries [n * HK, group * tile, D], representatives [n * HK, candidates, D]
+    // queries [n * HK, group * tile, D], representatives [n * HK, width, D]
     const at::Tensor q_index = packed.view({n, 1, 1, tile}) * heads + member;
     const at::Tensor base = first_row.index_select(0, tiles.sequence.narrow(0, begin, n)).view({n, 1, 1});
-    const at::Tensor block_row = (base + candidate.view({1, 1, candidates})).clamp_max_(representatives.size(0) - 1);
+    const at::Tensor block_row = (base + candidate.view({1, 1, width})).clamp_max_(representatives.size(0) - 1);
     const at::Tensor r_index = block_row * kv_heads + key_head;
     at::Tensor scores =
-        products(q_rows.index_select(0, q_index.flatten()).view({n * kv_heads, group * tile, head_dim}),
-                 representative_rows.index_select(0, r_index.flatten()).view({n * kv_heads, candidates, head_dim}))
-            .view({n, heads, tile, candidates});
-    at::fmax_out(scores, scores, at::scalar_tensor(-kInfinity, scores.options()));  // NaN is the worst score
+        product(gather_rows(q_rows, spaced(q_index.flatten())).view({n * kv_heads, group * tile, head_dim}),
+                gather_rows(representative_rows, spaced(r_index.flatten()))
+                    .view({n * kv_heads, width, head_dim})
+                    .transpose(1, 2))
+            .view({n, heads, tile, width});
+    forget_nan(scores);
     const at::Tensor own = own_block.index_select(0, packed.flatten()).view({n, 1, tile, 1});
     scores.masked_fill_(candidate >= own, -kInfinity);
 
-    auto [index, chosen] = count <= kMaxPasses ? best_by_passes(scores, count) : best_by_keys(scores, count);
-    index.masked_fill_(chosen.logical_not(), candidates);
-    index = std::get<0>(index.sort(-1));
-    index = index.masked_fill(index == candidates, -1).to(at::kInt);  // [n, H, tile, count]
+    auto [index, chosen] = best(scores, count);
+    // What is no choice goes last, as -1.
+    index = std::get<0>(index.to(at::kInt).masked_fill_(chosen.logical_not(), width).sort(-1));
+    index.masked_fill_(index == width, -1);  // [n, H, tile, count]
     const at::Tensor target = at::where(tiles.inside.narrow(0, begin, n), packed, total_q).flatten();
     blocks.narrow(2, 0, count).index_copy_(0, target, index.transpose(1, 2).reshape({n * tile, heads, count}));
   }

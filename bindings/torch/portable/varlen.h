@@ -17,6 +17,8 @@ struct Segments {
   std::int64_t max_k = 0;
   bool causal = false;      // aligned to the last query and the last key of the segment
   std::int64_t window = 0;  // with causal: the last `window` keys only, the row's own among them; 0 for all
+  // That every key of the tensors lies in a segment with rows, or that no one reads its gradient.
+  bool every_key_has_rows = false;
 };
 
 /// q [Tq, H, D], k [Tk, HK, D], v [Tk, HK, Dv] -> out [Tq, H, Dv] in the dtype of q, lse [H, Tq] float32.

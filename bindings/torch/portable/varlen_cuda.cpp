@@ -3,19 +3,18 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "moba/error.h"
+#include "portable/numbers.h"
 #include "portable/varlen.h"
 
 namespace moba::torch_ops::portable {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kHeadDimStep = 8;   // both kernels read rows in 16-byte pieces
 constexpr std::int64_t kMaxHeadDim = 256;  // FlashAttention-2
 constexpr std::int64_t kEfficientLseStep = 32;
@@ -36,10 +35,6 @@ int compute_capability(int device) {
 
 bool uses_flash(const at::Tensor& q) {
   return q.scalar_type() != at::kFloat && compute_capability(q.device().index()) >= 8;
-}
-
-std::int64_t round_up(std::int64_t x, std::int64_t step) {
-  return (x + step - 1) / step * step;
 }
 
 // Zero columns up to `width`, and rows that start on 16 bytes.
@@ -109,6 +104,7 @@ std::vector<Segments> launches_of(const Segments& segments) {
 
 // Kernels leave the gradient of keys without queries unset.
 void zero_unseen_keys(at::Tensor& dk, at::Tensor& dv, const Segments& segments) {
+  if (segments.every_key_has_rows) return;
   const at::Tensor has_rows = segments.cu_q.slice(0, 1) > segments.cu_q.slice(0, 0, -1);
   const at::Tensor unseen = has_rows.index_select(0, segment_of(segments.cu_k, dk.size(0)))
                                 .logical_and_(inside(segments.cu_k, dk.size(0)))

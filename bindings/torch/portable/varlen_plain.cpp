@@ -1,14 +1,12 @@
 // The varlen seam on a CPU, one segment at a time in float32: slow, obvious, and used by tests only.
 #include <cmath>
-#include <limits>
 #include <vector>
 
+#include "portable/numbers.h"
 #include "portable/varlen.h"
 
 namespace moba::torch_ops::portable {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Segment {
   std::int64_t q_begin, q_rows, k_begin, k_rows;
