@@ -86,6 +86,8 @@ ModelSource parse_model(SectionReader reader, const std::string& tokenizer) {
   ModelConfig& model = source.config;
   model.max_position_embeddings =
       reader.integer("max_position_embeddings", model.max_position_embeddings, 1, std::int64_t{1} << 32);
+  if (reader.has("final_rope_theta"))
+    source.final_rope_theta = reader.number("final_rope_theta", std::nullopt, 1, 1e12);
   reader.refuse_unknown_keys();  // beside init_from, every key of the shape is unknown
   model.tokenizer = tokenizer == "bytes" ? "bytes" : "sentencepiece";
   if (tokenizer == "bytes" && model.vocab_size != 256) reader.fail("vocab_size", "must be 256 for the bytes tokenizer");

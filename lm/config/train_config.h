@@ -36,6 +36,7 @@ struct ModelSource {
   ModelConfig config;                              // ignored but for max_position_embeddings with init_from
   std::optional<std::filesystem::path> init_from;  // a Hugging Face directory
   bool has_max_position_embeddings = false;        // given in the file, so it overrides the checkpoint's
+  std::optional<double> final_rope_theta;          // of the finished model, in place of the one it was trained with
 };
 
 /// [data]

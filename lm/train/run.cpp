@@ -272,7 +272,9 @@ void Run::save_resume_parts() {
 void Run::finish() {
   std::filesystem::path made = folder_.final_model();
   made += ".unfinished";
-  write_model_folder(made, model_, config_with_plan(), torch::kBFloat16, schedule_to_json(config_), tokenizer_file());
+  ModelConfig config = config_with_plan();
+  config.rope_theta = config_.model.final_rope_theta.value_or(config.rope_theta);
+  write_model_folder(made, model_, config, torch::kBFloat16, schedule_to_json(config_), tokenizer_file());
   replace_folder(made, folder_.final_model());
   reporter_->notice(fmt::format("finished: the model is in {}", folder_.final_model().string()));
 }

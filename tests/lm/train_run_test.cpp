@@ -116,7 +116,7 @@ class TrainingRun : public ::testing::Test {
 
 TEST_F(TrainingRun, LearnsAndWritesEverything) {
   ASSERT_EQ(train(arguments("run", {"run.validate_every=12", "run.validate_tokens=2048", "schedule.steps=48",
-                                    "data.valid=" + (folder_ / "valid").string()})),
+                                    "model.final_rope_theta=3e6", "data.valid=" + (folder_ / "valid").string()})),
             TrainOutcome::kFinished);
   const std::map<std::int64_t, double> loss = losses("run");
   ASSERT_EQ(loss.size(), 12u);
@@ -131,6 +131,7 @@ TEST_F(TrainingRun, LearnsAndWritesEverything) {
   const Pretrained model = load_pretrained(folder_ / "run/final", torch::kCPU, torch::kFloat32);
   EXPECT_EQ(model.config.plan.layer(0).block_size, 32);
   EXPECT_EQ(model.config.plan.layer(1).kind, Kind::kFull);
+  EXPECT_EQ(model.config.rope_theta, 3e6);
   const nlohmann::json config = nlohmann::json::parse(testing::read_text(folder_ / "run/final/config.json"));
   EXPECT_EQ(config["moba"]["schedule"]["phases"].size(), 3u);
   const NamedTensors weights = final_weights("run");

@@ -48,8 +48,8 @@ void add_train(CLI::App& program, Action& action) {
   command->footer(
       "Ctrl-C stops after the current step, with a checkpoint; --resume goes on from there.\n\n"
       "Examples:\n"
-      "  moba train --config configs/books-64k.toml --out runs/books --max-minutes 8\n"
-      "  moba train --config configs/books-64k.toml --out runs/books --resume\n"
+      "  moba train --config configs/books_64k.toml --out runs/books --max-minutes 8\n"
+      "  moba train --config configs/books_64k.toml --out runs/books --resume\n"
       "  moba train --config tiny.toml --set optimizer.lr=0.001 --set run.device=cpu");
   command->callback([flags, &action] { action = [flags] { return run_train(*flags); }; });
 }
