@@ -24,7 +24,7 @@ void AttendRows::fold(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_he
     w.lists.fill(context, args.selection, sequence, chunk, kv_head, dims);
   }
   for_each_tile(
-      args.selection, sequence, chunk, dims, w.lists, few ? kFewRowsKeyTile : kKeyTile,
+      args.selection, sequence, chunk, dims, w.lists, TileShape{kRowTile, few ? kFewRowsKeyTile : kKeyTile},
       [&](std::int64_t key, std::int64_t keys) {
         const Rows k = rows_of(args.k, sequence.k_begin + key, kv_head, keys);
         if (few) {

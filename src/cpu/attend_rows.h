@@ -83,8 +83,7 @@ class AttendRows {
   void fold_tile(AttendWorkspace& w, RowTile& tile, std::int64_t first_id, bool few) const;
 };
 
-/// The two kinds of tasks. Rows that are few (see kFewRows) in their sequence, and all others.
-void attend_many(const AttendRows& call);
+/// Rows that are few (see kFewRows) in their sequence.
 void attend_few(const AttendRows& call);
 
 }  // namespace moba::cpu

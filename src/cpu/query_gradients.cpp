@@ -103,7 +103,7 @@ void query_gradients(Context& context, const AttendBackwardArgs& args, const Dim
     }
   }
   const std::int64_t most =
-      chunk_rows(context, selection, dims, args.q.shape[0], blocks, RowTerms::bytes(args), "attend_backward",
+      chunk_rows(context, selection, dims, args.q.shape[0], blocks, kRowTile, RowTerms::bytes(args), "attend_backward",
                  [&](std::int64_t rows) { return Workspace::bytes(selection, dims, rows * dims.group, blocks); });
   std::int64_t count = 0;
   for_each_row_run(sequences, most, [&](const Sequence&, std::int64_t, std::int64_t) { ++count; });
@@ -122,7 +122,7 @@ void query_gradients(Context& context, const AttendBackwardArgs& args, const Dim
       load_chunk(w, kernel, args, dims, terms, chunk, kv_head);
       if (selection.kind == SelectionKind::kList) w.lists.fill(context, selection, sequence, chunk, kv_head, dims);
       for_each_tile(
-          selection, sequence, chunk, dims, w.lists, kKeyTile,
+          selection, sequence, chunk, dims, w.lists, TileShape{},
           [&](std::int64_t key, std::int64_t keys) {
             const Rows k = rows_of(args.k, sequence.k_begin + key, kv_head, keys);
             w.operands.pack(kernel, k, rows_of(args.v, sequence.k_begin + key, kv_head, keys));

@@ -8,4 +8,7 @@ namespace moba::cpu {
 /// changes nothing, where the name is unknown. Not to be called while a verb runs.
 bool limit_simd_level(const char* name);
 
+/// Whether the limit lets bfloat16 products of pairs be used (the level above Highway's: see pairs.h).
+bool pairs_are_allowed();
+
 }  // namespace moba::cpu
