@@ -2,14 +2,8 @@
 #pragma once
 
 #include "cpu/attend_rows.h"
-#include "cpu/pairs.h"
 
 namespace moba::cpu {
-
-/// bfloat16 rows of a tensor as an operand.
-inline PairSource pair_source(const Rows& rows) {
-  return {static_cast<const std::uint16_t*>(rows.data), rows.stride, nullptr, rows.rows, rows.columns};
-}
 
 /// What one thread needs, and its work on one chunk and one key/value head.
 class PairFold {

@@ -100,14 +100,19 @@ struct PairKernels {
   /// dst[lane] = a[:, lane] · b[:, lane] for two panels [pairs][64], each sum the chain that `multiply` takes.
   void (*dot_lanes)(const Pair* a, const Pair* b, std::int64_t pairs, float* dst);
 
-  /// The best `budget` <= kMostKept of each lane's blocks while they stream by: sorted scores and blocks [budget][64].
-  /// Offers scores [blocks][64] of the blocks first, first + 1, …; a lane sees those below past[lane]. NaN and -inf are
-  /// not taken; an equal score never displaces one that is held.
+  /// The best `slots` (as kept_slots() has it) of each lane's blocks while they stream by: scores, best first, and
+  /// blocks [slots][64]. Offers scores [blocks][64] of the blocks first, first + 1, …; a lane sees those below
+  /// past[lane]. NaN and -inf are not taken; an equal score never displaces one that is held.
   void (*keep_best)(const float* scores, std::int64_t blocks, std::int32_t first, const std::int32_t* past,
-                    std::int64_t lanes, std::int64_t budget, float* kept_scores, std::int32_t* kept_blocks);
+                    std::int64_t lanes, std::int64_t slots, float* kept_scores, std::int32_t* kept_blocks);
 };
 
 inline constexpr std::int64_t kMostKept = 16;  // beyond it a heap per row is quicker than sorted lanes
+
+/// Places that keep_best holds for a budget from 1 to kMostKept: its lists live in registers, so their lengths are few.
+constexpr std::int64_t kept_slots(std::int64_t budget) {
+  return budget <= 2 ? 2 : budget <= 4 ? 4 : budget <= 8 ? 8 : 16;
+}
 
 /// The table, or null where this build or this processor lacks the instruction, or a limit on the SIMD level excludes
 /// it.

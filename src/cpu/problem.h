@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "cpu/pairs.h"
 #include "moba/backend.h"
 #include "sequences.h"
 
@@ -31,6 +32,11 @@ Rows rows_of(const View& tensor, std::int64_t first, std::int64_t head, std::int
   const char* data = static_cast<const char*>(tensor.data);
   return {tensor.dtype, data + (first * tensor.stride[0] + head * tensor.stride[1]) * size_of(tensor.dtype),
           tensor.stride[0], count, tensor.shape[2]};
+}
+
+/// bfloat16 rows of a tensor as an operand.
+inline PairSource pair_source(const Rows& rows) {
+  return {static_cast<const std::uint16_t*>(rows.data), rows.stride, nullptr, rows.rows, rows.columns};
 }
 
 inline void* row_pointer(const TensorView& tensor, std::int64_t row, std::int64_t head) {

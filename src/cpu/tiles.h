@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <utility>
 
-#include "cpu/pairs.h"
 #include "cpu/problem.h"
 
 namespace moba::cpu {

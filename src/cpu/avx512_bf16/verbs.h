@@ -16,6 +16,6 @@ void softmax_backward(const PairTile& tile, const float* dp, const PairTerms& te
                       Pair* slope_rows);
 void dot_lanes(const Pair* a, const Pair* b, std::int64_t pairs, float* dst);
 void keep_best(const float* scores, std::int64_t blocks, std::int32_t first, const std::int32_t* past,
-               std::int64_t lanes, std::int64_t budget, float* kept_scores, std::int32_t* kept_blocks);
+               std::int64_t lanes, std::int64_t slots, float* kept_scores, std::int32_t* kept_blocks);
 
 }  // namespace moba::cpu::avx512_bf16
