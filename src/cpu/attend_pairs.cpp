@@ -1,6 +1,8 @@
 // Folding keys into the running softmax of a chunk's rows, by products of bfloat16 pairs.
 #include "cpu/attend_pairs.h"
 
+#include "cpu/pairs_visible.h"
+
 namespace moba::cpu {
 namespace {
 
@@ -17,9 +19,8 @@ std::int64_t value_panels(const AttendRows& call) {
 std::int64_t PairFold::bytes(const AttendRows& call, std::int64_t ids, std::int64_t blocks) {
   const std::int64_t row = padded(call.dims.dim) / 2;
   const std::int64_t words = ids * (row + call.out_row() + 2) + kKeysOfATile * row +
-                             (kKeysOfATile + kPairKeys) / 2 * value_panels(call) +
-                             (row + kPairKeys / 2 + kPairKeys) * kPairRows;
-  return 4 * words + BlockLists::bytes(call.args.selection, ids, blocks);
+                             kKeysOfATile / 2 * value_panels(call) + (row + kPairKeys / 2 + kPairKeys) * kPairRows;
+  return 4 * words + visible_bytes(call.dims.value_dim) + BlockLists::bytes(call.args.selection, ids, blocks);
 }
 
 PairFold::PairFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks)
@@ -60,15 +61,36 @@ void PairFold::run(const Chunk& chunk, std::int64_t kv_head) {
         v_is_finite_ =
             kernel_.pack_row_pairs(pair_source(rows_of(args.v, sequence.k_begin + key, kv_head, keys)), v_.data());
         keys_ = keys;
+        coming_ = {sequence.k_begin + key + keys, sequence.k_begin + std::min(sequence.k_length, key + 2 * keys),
+                   kv_head};
       },
       [&](const RowTile& tile) { fold_tile(tile); });
   call_.finish(chunk, kv_head, shift_.data(), sum_.data(), out_.data());
+}
+
+/// Asks for some of the keys that come next. One head's keys lie a token apart, which no prefetcher of the processor
+/// follows, and every few of them begin a page.
+void PairFold::prefetch_keys() {
+  const std::int64_t end = std::min(coming_.end, coming_.begin + kPairKeys);
+  for (const ConstTensorView* tensor : {&call_.args.k, &call_.args.v}) {
+    for (std::int64_t t = coming_.begin; t < end; ++t) {
+      const char* row =
+          static_cast<const char*>(tensor->data) + 2 * (t * tensor->stride[0] + coming_.kv_head * tensor->stride[1]);
+      for (std::int64_t byte = 0; byte < 2 * tensor->shape[2]; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    }
+  }
+  coming_.begin = std::max(coming_.begin, end);
 }
 
 void PairFold::fold_tile(const RowTile& tile) {
   const Dims& dims = call_.dims;
   kernel_.pack_lanes({reinterpret_cast<const std::uint16_t*>(q_.data()), 2 * row_, tile.ids, tile.count, dims.dim},
                      lanes_.data());
+  // Rows of a list lie far apart; their outputs are wanted after the first scores.
+  for (std::int64_t i = 0; i < tile.count; ++i) {
+    const float* out = out_.data() + tile.ids[i] * call_.out_row();
+    for (std::int64_t c = 0; c < call_.out_row(); c += kPad) __builtin_prefetch(out + c, 1, 2);
+  }
   float shift[kPairRows] = {}, sum[kPairRows] = {}, factor[kPairRows];
   for (std::int64_t i = 0; i < tile.count; ++i) {
     shift[i] = shift_[tile.ids[i]];
@@ -101,6 +123,7 @@ void PairFold::fold_tile(const RowTile& tile) {
                       .b = lanes_.data(),
                       .c = scores_.data(),
                       .c_row = kPairRows});
+    prefetch_keys();
     const bool rescales = kernel_.softmax(scores, {shift, sum, factor}, weights_.data());
     add_values(tile, key, scores, rescales ? factor : nullptr);
   }
@@ -112,43 +135,24 @@ void PairFold::fold_tile(const RowTile& tile) {
 
 /// out = out * factor + weights V for the keys of a tile of scores.
 void PairFold::add_values(const RowTile& tile, std::int64_t key, const PairTile& scores, const float* factor) {
-  PairProduct product{.m = tile.count,
-                      .n = call_.dims.value_dim,
-                      .pairs = pairs_of(scores.keys),
-                      .a = weights_.data(),
-                      .a_row = 1,
-                      .a_pair = kPairRows,
-                      .b = v_.data() + key / 2 * kPanel,
-                      .b_panel_stride = pairs_of(keys_) * kPanel,
-                      .c = out_.data(),
-                      .c_row = call_.out_row(),
-                      .c_ids = tile.ids,
-                      .c_scale = factor,
-                      .accumulate = true};
+  const PairProduct product{.m = tile.count,
+                            .n = call_.dims.value_dim,
+                            .pairs = pairs_of(scores.keys),
+                            .a = weights_.data(),
+                            .a_row = 1,
+                            .a_pair = kPairRows,
+                            .b = v_.data() + key / 2 * kPanel,
+                            .b_panel_stride = pairs_of(keys_) * kPanel,
+                            .c = out_.data(),
+                            .c_row = call_.out_row(),
+                            .c_ids = tile.ids,
+                            .c_scale = factor,
+                            .accumulate = true};
   if (v_is_finite_ || scores.begin == nullptr) {
     kernel_.multiply(product);
     return;
   }
-  // 0 * NaN is NaN: where V holds one, every row is given exactly the keys it sees, and zeros for the rest.
-  const Scratch<Pair> visible(call_.context, kPairKeys / 2 * value_panels(call_), "a tile of values");
-  product.b = visible.data();
-  product.b_panel_stride = product.pairs * kPanel;
-  product.m = 1;
-  for (std::int64_t i = 0; i < tile.count; ++i) {
-    for (std::int64_t pair = 0; pair < product.pairs; ++pair) {
-      const auto seen = [&](std::int64_t t) { return scores.begin[i] <= t && t < scores.end[i]; };
-      const Pair mask = (seen(2 * pair) ? 0x0000ffffu : 0u) | (seen(2 * pair + 1) ? 0xffff0000u : 0u);
-      for (std::int64_t panel = 0; panel < panels(call_.dims.value_dim); ++panel) {
-        const Pair* from = v_.data() + (panel * pairs_of(keys_) + key / 2 + pair) * kPanel;
-        Pair* to = visible.data() + (panel * product.pairs + pair) * kPanel;
-        for (std::int64_t c = 0; c < kPanel; ++c) to[c] = from[c] & mask;
-      }
-    }
-    product.a = weights_.data() + i;
-    product.c_ids = tile.ids + i;
-    product.c_scale = factor != nullptr ? factor + i : nullptr;
-    kernel_.multiply(product);
-  }
+  multiply_visible(call_.context, kernel_, product, scores.begin, scores.end);
 }
 
 }  // namespace moba::cpu
