@@ -89,7 +89,7 @@ class FloatFold {
 void attend(Context& context, const AttendArgs& args) {
   const AttendRows call(context, args);
   clear_keyless_rows(call);
-  if (args.q.dtype == DType::kBFloat16 && pair_kernels() != nullptr) {
+  if (call.has_pairs) {
     attend_chunks<PairFold>(call);
   } else {
     attend_chunks<FloatFold>(call);

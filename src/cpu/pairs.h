@@ -100,6 +100,12 @@ struct PairKernels {
   /// dst[lane] = a[:, lane] · b[:, lane] for two panels [pairs][64], each sum the chain that `multiply` takes.
   void (*dot_lanes)(const Pair* a, const Pair* b, std::int64_t pairs, float* dst);
 
+  /// scores[t] = scale * keys[t, :] · query, for few query rows: sums of 16 lanes, not the chain of `multiply`.
+  void (*dot_row)(const PairSource& keys, const std::uint16_t* query, float scale, float* scores);
+
+  /// out[c] += sum over t of weights[t] * values[t, c]; out has room for padded(columns).
+  void (*add_row)(const PairSource& values, const float* weights, float* out);
+
   /// The best `slots` (as kept_slots() has it) of each lane's blocks while they stream by: scores, best first, and
   /// blocks [slots][64]. Offers scores [blocks][64] of the blocks first, first + 1, …; a lane sees those below
   /// past[lane]. NaN and -inf are not taken; an equal score never displaces one that is held.

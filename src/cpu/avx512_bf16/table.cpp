@@ -12,6 +12,8 @@ constinit const PairKernels kTable = {
     .softmax = softmax,
     .softmax_backward = softmax_backward,
     .dot_lanes = dot_lanes,
+    .dot_row = dot_row,
+    .add_row = add_row,
     .keep_best = keep_best,
 };
 

@@ -15,6 +15,8 @@ bool softmax(const PairTile& tile, const PairState& state, Pair* weights);
 void softmax_backward(const PairTile& tile, const float* dp, const PairTerms& terms, Pair* slopes, Pair* p_rows,
                       Pair* slope_rows);
 void dot_lanes(const Pair* a, const Pair* b, std::int64_t pairs, float* dst);
+void dot_row(const PairSource& keys, const std::uint16_t* query, float scale, float* scores);
+void add_row(const PairSource& values, const float* weights, float* out);
 void keep_best(const float* scores, std::int64_t blocks, std::int32_t first, const std::int32_t* past,
                std::int64_t lanes, std::int64_t slots, float* kept_scores, std::int32_t* kept_blocks);
 
