@@ -6,7 +6,7 @@
 namespace moba::cpu {
 namespace {
 
-constexpr std::int64_t kTilesAhead = 2;  // of 32 keys: 16 KiB each for two tensors of head dim 128
+constexpr std::int64_t kTilesAhead = 3;  // of 32 keys: 16 KiB each for two tensors of head dim 128
 
 }  // namespace
 
@@ -60,7 +60,7 @@ void AttendRows::fold_few_pairs(AttendWorkspace& w, const Chunk& chunk, std::int
     while (has_list && block < first_position / size && w.lists.count(block) == 0) ++block;
     return block * size;
   };
-  std::int64_t ahead = has_list ? first_of_block(0) : chunk.key_begin;
+  std::int64_t ahead = has_list ? first_of_block(0) : chunk.key_begin + kTilesAhead * kFewRowsKeyTile;
   const auto ask = [&] {
     if (ahead > last) return;
     const std::int64_t block = ahead / size;
@@ -68,12 +68,12 @@ void AttendRows::fold_few_pairs(AttendWorkspace& w, const Chunk& chunk, std::int
     for (const ConstTensorView* tensor : {&args.k, &args.v}) {
       for (std::int64_t key = ahead; key < end; ++key) {
         const char* row = static_cast<const char*>(rows_of(*tensor, sequence.k_begin + key, kv_head, 1).data);
-        for (std::int64_t byte = 0; byte < 2 * tensor->shape[2]; byte += 64) __builtin_prefetch(row + byte, 0, 3);
+        for (std::int64_t byte = 0; byte < 2 * tensor->shape[2]; byte += 64) __builtin_prefetch(row + byte, 0, 2);
       }
     }
     ahead = end < (block + 1) * size ? end : first_of_block(block + 1);
   };
-  for (std::int64_t i = 0; i < kTilesAhead; ++i) ask();
+  for (std::int64_t i = 0; has_list && i < kTilesAhead; ++i) ask();  // else the calls for earlier tiles did
 
   const float scale = static_cast<float>(args.softmax_scale * kLog2E);
   PairSource k, v;
