@@ -27,6 +27,7 @@ PairFold::PairFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks
     : call_(call),
       kernel_(*pair_kernels()),
       row_(padded(call.dims.dim) / 2),
+      coming_(call.args.k, call.args.v),
       q_(call.context, ids * row_, "query rows"),
       k_(call.context, kKeysOfATile * row_, "a tile of keys"),
       v_(call.context, kKeysOfATile / 2 * value_panels(call), "a tile of values"),
@@ -61,25 +62,11 @@ void PairFold::run(const Chunk& chunk, std::int64_t kv_head) {
         v_is_finite_ =
             kernel_.pack_row_pairs(pair_source(rows_of(args.v, sequence.k_begin + key, kv_head, keys)), v_.data());
         keys_ = keys;
-        coming_ = {sequence.k_begin + key + keys, sequence.k_begin + std::min(sequence.k_length, key + 2 * keys),
-                   kv_head};
+        coming_.begin(sequence.k_begin + key + keys, sequence.k_begin + std::min(sequence.k_length, key + 2 * keys),
+                      kv_head);
       },
       [&](const RowTile& tile) { fold_tile(tile); });
   call_.finish(chunk, kv_head, shift_.data(), sum_.data(), out_.data());
-}
-
-/// Asks for some of the keys that come next. One head's keys lie a token apart, which no prefetcher of the processor
-/// follows, and every few of them begin a page.
-void PairFold::prefetch_keys() {
-  const std::int64_t end = std::min(coming_.end, coming_.begin + kPairKeys);
-  for (const ConstTensorView* tensor : {&call_.args.k, &call_.args.v}) {
-    for (std::int64_t t = coming_.begin; t < end; ++t) {
-      const char* row =
-          static_cast<const char*>(tensor->data) + 2 * (t * tensor->stride[0] + coming_.kv_head * tensor->stride[1]);
-      for (std::int64_t byte = 0; byte < 2 * tensor->shape[2]; byte += 64) __builtin_prefetch(row + byte, 0, 2);
-    }
-  }
-  coming_.begin = std::max(coming_.begin, end);
 }
 
 void PairFold::fold_tile(const RowTile& tile) {
@@ -123,7 +110,7 @@ void PairFold::fold_tile(const RowTile& tile) {
                       .b = lanes_.data(),
                       .c = scores_.data(),
                       .c_row = kPairRows});
-    prefetch_keys();
+    coming_.ask_for_some();
     const bool rescales = kernel_.softmax(scores, {shift, sum, factor}, weights_.data());
     add_values(tile, key, scores, rescales ? factor : nullptr);
   }

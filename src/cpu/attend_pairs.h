@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/attend_rows.h"
+#include "cpu/keys_ahead.h"
 
 namespace moba::cpu {
 
@@ -16,7 +17,6 @@ class PairFold {
   void run(const Chunk& chunk, std::int64_t kv_head);
 
  private:
-  void prefetch_keys();
   void fold_tile(const RowTile& tile);
   void add_values(const RowTile& tile, std::int64_t key, const PairTile& scores, const float* factor);
 
@@ -24,9 +24,7 @@ class PairFold {
   const PairKernels& kernel_;
   std::int64_t row_;       // pairs of a row of q and k in scratch
   std::int64_t keys_ = 0;  // of the tile at hand
-  struct {
-    std::int64_t begin = 0, end = 0, kv_head = 0;
-  } coming_;  // packed keys that may be wanted next
+  KeysAhead coming_;
   bool v_is_finite_ = true;
   Scratch<Pair> q_, k_, v_, lanes_, weights_;
   Scratch<float> scores_, out_, shift_, sum_;

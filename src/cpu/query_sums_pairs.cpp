@@ -28,6 +28,7 @@ PairQuerySums::PairQuerySums(Context& context, const AttendBackwardArgs& args, c
       kernel_(*pair_kernels()),
       q_row_(padded(dims.dim) / 2),
       dout_row_(padded(dims.value_dim) / 2),
+      coming_(args.k, args.v),
       q_(context, ids * q_row_, "query rows"),
       dout_(context, ids * dout_row_, "gradients of output rows"),
       k_panels_(context, kKeysOfATile / 2 * panels(dims.dim) * kPanel, "a tile of keys"),
@@ -67,6 +68,8 @@ void PairQuerySums::run(const Chunk& chunk, std::int64_t kv_head) {
         operands_.load_keys(k, rows_of(args_.v, sequence.k_begin + key, kv_head, keys));
         k_is_finite_ = kernel_.pack_row_pairs(pair_source(k), k_panels_.data());
         keys_ = keys;
+        coming_.begin(sequence.k_begin + key + keys, sequence.k_begin + std::min(sequence.k_length, key + 2 * keys),
+                      kv_head);
       },
       [&](const RowTile& tile) { add_tile(tile); });
   for (std::int64_t id = 0; id < dims_.group * chunk.rows; ++id) {
@@ -86,6 +89,7 @@ void PairQuerySums::add_tile(const RowTile& tile) {
   for (std::int64_t key = tile.first_column() / kPairKeys * kPairKeys; key < last; key += kPairKeys) {
     const std::int64_t count = std::min(kPairKeys, last - key);
     operands_.differentiate(key, count, tile.begin, tile.end, weights_.data(), nullptr, nullptr);
+    coming_.ask_for_some();
     const PairProduct product{.m = tile.count,
                               .n = dims_.dim,
                               .pairs = pairs_of(count),

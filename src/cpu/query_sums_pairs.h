@@ -1,6 +1,7 @@
 // dq of a chunk of bfloat16 rows, by products of pairs.
 #pragma once
 
+#include "cpu/keys_ahead.h"
 #include "cpu/pair_slopes.h"
 #include "cpu/tiles.h"
 
@@ -26,7 +27,9 @@ class PairQuerySums {
   const Sequences& sequences_;
   const RowTerms& terms_;
   const PairKernels& kernel_;
-  std::int64_t q_row_, dout_row_, keys_ = 0;
+  std::int64_t q_row_, dout_row_;
+  std::int64_t keys_ = 0;  // of the tile at hand
+  KeysAhead coming_;
   bool k_is_finite_ = true;
   Scratch<Pair> q_, dout_, k_panels_, weights_;
   Scratch<float> dq_, lse_, delta_, dlse_;

@@ -22,6 +22,14 @@ inline __m512i load_columns(const PairSource& src, std::int64_t row, std::int64_
   return _mm512_maskz_loadu_epi16((__mmask32{1} << rest) - 1, at);
 }
 
+/// Rows may lie far apart, where no prefetcher finds them.
+inline void ask_for_row(const PairSource& src, std::int64_t row) {
+  if (row >= src.rows) return;
+  const std::uint16_t* at = row_of(src, row);
+  for (std::int64_t c = 0; c < src.columns; c += kChunk) _mm_prefetch(at + c, _MM_HINT_T0);
+}
+constexpr std::int64_t kRowsAhead = 16;
+
 /// A matrix of 16 x 16 pairs, transposed in place.
 inline void transpose(__m512i* r) {
   __m512i t[16];
@@ -57,6 +65,7 @@ inline void transpose(__m512i* r) {
 
 void copy_rows(const PairSource& src, Pair* dst, std::int64_t row_pairs) {
   for (std::int64_t r = 0; r < src.rows; ++r) {
+    ask_for_row(src, r + kRowsAhead);
     std::int64_t pair = 0;
     for (; pair + 16 <= row_pairs; pair += 16) {
       _mm512_storeu_si512(dst + r * row_pairs + pair, load_columns(src, r, 2 * pair));
