@@ -12,6 +12,10 @@
 #include "hwy/targets.h"
 #include "moba/cpu_info.h"
 
+#if HWY_ARCH_X86
+#include <cpuid.h>
+#endif
+
 namespace moba {
 namespace {
 
@@ -58,12 +62,6 @@ std::vector<std::string> compiled_simd_levels() {
   return names;
 }
 
-namespace cpu {
-
-bool pairs_are_allowed() {
-  return pairs_allowed;
-}
-
 bool limit_simd_level(const char* name) {
   std::int64_t limit = 0;
   bool pairs = name == nullptr;
@@ -89,5 +87,18 @@ bool limit_simd_level(const char* name) {
   return true;
 }
 
-}  // namespace cpu
+bool has_matrix_tiles() {
+#if HWY_ARCH_X86
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kAmxBf16 = 1u << 22;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0;
+#else
+  return false;
+#endif
+}
+
+bool cpu::pairs_are_allowed() {
+  return pairs_allowed;
+}
+
 }  // namespace moba
