@@ -20,6 +20,9 @@ struct GateTile {
 
 class PairGate {
  public:
+  /// With so few rows the lanes are blocks: 64 representatives are laid out for each product, and none is idle.
+  static constexpr std::int64_t kFewRowsOfGate = 4;
+
   static bool serves(const ConstTensorView& q) { return q.dtype == DType::kBFloat16 && pair_kernels() != nullptr; }
 
   PairGate(Context& context, const ConstTensorView& q, const ConstTensorView& representatives, std::int64_t,
@@ -67,6 +70,10 @@ class PairGate {
   template <class Use>
   void run(const Sequence& sequence, std::int64_t block_size, std::int64_t list, std::int64_t row_begin,
            std::int64_t rows, Use&& use) {
+    if (rows <= kFewRowsOfGate) {
+      for (std::int64_t row = row_begin; row < row_begin + rows; ++row) run_row(sequence, block_size, list, row, use);
+      return;
+    }
     run_tiles(sequence, block_size, list, row_begin, rows, [&](const GateTile& tile) {
       float of_row[kPairKeys];
       for (std::int64_t i = 0; i < tile.lanes; ++i) {
@@ -79,6 +86,31 @@ class PairGate {
 
  private:
   static constexpr std::int64_t kBlocksOfATile = 256;
+
+  template <class Use>
+  void run_row(const Sequence& sequence, std::int64_t block_size, std::int64_t list, std::int64_t row, Use&& use) {
+    const std::int64_t past = std::max<std::int64_t>(0, sequence.position(row)) / block_size;
+    for (std::int64_t block = 0; block < past; block += kPairRows) {
+      const std::int64_t count = std::min(kPairRows, past - block);
+      for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+        const std::int64_t head = list * heads_of_list_ + h;
+        const std::int64_t kv_head = head * representatives_.shape[1] / q_.shape[1];
+        const std::int64_t first = sequence.first_block_row(block_size) + block;
+        kernels_.pack_lanes(pair_source(rows_of(representatives_, first, kv_head, count)), lanes_.data());
+        kernels_.copy_rows(pair_source(rows_of(q_, row, head, 1)), blocks_.data(), row_);
+        kernels_.multiply({.m = 1,
+                           .n = count,
+                           .pairs = pairs_of(dim_),
+                           .a = blocks_.data(),
+                           .a_row = row_,
+                           .b = lanes_.data(),
+                           .c = scores_.data(),
+                           .c_row = kPairRows,
+                           .accumulate = h > 0});
+      }
+      use(row, block, count, scores_.data());
+    }
+  }
 
   void load_blocks(std::int64_t first, std::int64_t count, std::int64_t list) {
     for (std::int64_t h = 0; h < heads_of_list_; ++h) {

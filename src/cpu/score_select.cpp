@@ -114,13 +114,20 @@ void choose(Context& context, const SelectArgs& args, const Sequences& sequences
   for_each_row_run(sequences, most, [&](const Sequence& sequence, std::int64_t first, std::int64_t length) {
     runs[count++] = {sequence.index, first, length};
   });
-  context.parallel_for(count * lists, 1, [&](std::int64_t begin, std::int64_t end) {
+  const auto work = [&](std::int64_t begin, std::int64_t end) {
     Chooser chooser(context, args, heads_of_list, most);
     for (std::int64_t task = begin; task < end; ++task) {
       const Run& run = runs[balanced(task % count, count)];
       chooser.run(sequences[run.sequence], run, task / count);
     }
-  });
+  };
+  // Waking threads takes as long as this many products, as one row of a decoder needs.
+  constexpr std::int64_t kWorthWaking = std::int64_t{1} << 18;
+  if (args.q.shape[0] * args.q.shape[1] * args.q.shape[2] * (args.representatives.shape[0] - 1) <= kWorthWaking) {
+    work(0, count * lists);
+  } else {
+    context.parallel_for(count * lists, 1, work);
+  }
 }
 
 }  // namespace
@@ -139,7 +146,7 @@ void select(Context& context, const SelectArgs& args) {
   });
   if (!PairGate::serves(args.q)) {
     choose<HeapChooser<Gate>>(context, args, sequences);
-  } else if (budget >= 1 && budget <= kMostKept) {
+  } else if (budget >= 1 && budget <= kMostKept && rows > PairGate::kFewRowsOfGate * sequences.count()) {
     choose<LaneChooser>(context, args, sequences);
   } else {
     choose<HeapChooser<PairGate>>(context, args, sequences);
