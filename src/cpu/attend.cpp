@@ -4,7 +4,7 @@
 // chunk's keys in ascending order; for a list that is block by block, each block's K and V packed once and met with all
 // rows of the chunk that chose it, gathered by id. Every row keeps its running softmax (maximum, sum, output) in
 // scratch, so that there are no partial results to merge and a row's bits do not depend on who shares its chunk.
-#include "cpu/attend_rows.h"
+#include "cpu/attend_pairs.h"
 #include "cpu/verbs.h"
 
 namespace moba::cpu {
@@ -24,9 +24,9 @@ void clear_keyless_rows(const AttendRows& call) {
   });
 }
 
-}  // namespace
-
-void attend_many(const AttendRows& call) {
+/// The rows that are not few (see kFewRows), cut into chunks, by the means of Fold: its kRowTile, bytes() and run().
+template <class Fold>
+void attend_chunks(const AttendRows& call) {
   const Selection& selection = call.args.selection;
   const auto for_each_sequence = [&](std::int64_t most, auto&& use) {
     for_each_row_run(call.sequences, call.args.q.shape[0] + 1,
@@ -38,21 +38,15 @@ void attend_many(const AttendRows& call) {
                      });
   };
 
-  std::int64_t total_rows = 0;
-  AttendWorkspace::Sizes sizes{0, kKeyTile, 0};
+  std::int64_t total_rows = 0, blocks = 0;
   for_each_sequence(call.args.q.shape[0] + 1, [&](const Sequence& sequence, std::int64_t, std::int64_t rows) {
     total_rows += rows;
-    if (selection.kind == SelectionKind::kList) {
-      sizes.blocks = std::max(sizes.blocks, sequence.blocks(selection.block_size));
-    }
+    if (selection.kind == SelectionKind::kList) blocks = std::max(blocks, sequence.blocks(selection.block_size));
   });
   if (total_rows == 0) return;
-  const auto bytes = [&](std::int64_t rows) {
-    return AttendWorkspace::bytes(selection, call.dims, {rows * call.dims.group, sizes.key_tile, sizes.blocks});
-  };
+  const auto bytes = [&](std::int64_t rows) { return Fold::bytes(call, rows * call.dims.group, blocks); };
   const std::int64_t most =
-      chunk_rows(call.context, selection, call.dims, total_rows, sizes.blocks, 0, "attend", bytes);
-  sizes.ids = most * call.dims.group;
+      chunk_rows(call.context, selection, call.dims, total_rows, blocks, Fold::kRowTile, 0, "attend", bytes);
 
   std::int64_t count = 0;
   for_each_sequence(most, [&](const Sequence&, std::int64_t, std::int64_t) { ++count; });
@@ -63,21 +57,43 @@ void attend_many(const AttendRows& call) {
   });
 
   call.context.parallel_for(count * call.dims.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
-    AttendWorkspace w(call.context, selection, call.dims, sizes);
+    Fold fold(call, most * call.dims.group, blocks);
     for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t kv_head = task / count;
-      const Chunk& chunk = chunks[balanced(task % count, count)];
-      call.start(w, chunk, kv_head, 0);
-      call.fold(w, chunk, kv_head, 0, false);
-      call.finish(chunk, kv_head, w.maximum.data(), w.sum.data(), w.out.data());
+      fold.run(chunks[balanced(task % count, count)], task / count);
     }
   });
 }
 
+/// Products of float32 numbers.
+class FloatFold {
+ public:
+  static constexpr std::int64_t kRowTile = cpu::kRowTile;
+  static std::int64_t bytes(const AttendRows& call, std::int64_t ids, std::int64_t blocks) {
+    return AttendWorkspace::bytes(call.args.selection, call.dims, {ids, kKeyTile, blocks});
+  }
+  FloatFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks)
+      : call_(call), w_(call.context, call.args.selection, call.dims, {ids, kKeyTile, blocks}) {}
+  void run(const Chunk& chunk, std::int64_t kv_head) {
+    call_.start(w_, chunk, kv_head, 0);
+    call_.fold(w_, chunk, kv_head, 0, false);
+    call_.finish(chunk, kv_head, w_.maximum.data(), w_.sum.data(), w_.out.data());
+  }
+
+ private:
+  const AttendRows& call_;
+  AttendWorkspace w_;
+};
+
+}  // namespace
+
 void attend(Context& context, const AttendArgs& args) {
   const AttendRows call(context, args);
   clear_keyless_rows(call);
-  attend_many(call);
+  if (call.has_pairs) {
+    attend_chunks<PairFold>(call);
+  } else {
+    attend_chunks<FloatFold>(call);
+  }
   attend_few(call);
 }
 

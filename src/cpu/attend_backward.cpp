@@ -30,16 +30,25 @@ RowTerms::RowTerms(Context& context, const AttendBackwardArgs& args)
   const Kernels& kernel = kernels();
   const std::int64_t heads = args.q.shape[1], value_dim = args.v.shape[2], runs = (rows_ + kPanel - 1) / kPanel;
   context.parallel_for(runs * heads, 1, [&](std::int64_t begin, std::int64_t end) {
-    const Scratch<float> out(context, kPanel * value_dim, "rows of out"),
-        dout(context, kPanel * value_dim, "rows of dout");
+    const Scratch<float> out(context, kPanel * padded(value_dim), "rows of out"),
+        dout(context, kPanel * padded(value_dim), "rows of dout");
     const Scratch<float> staging(context, 4 * padded(value_dim), "rows to transpose");
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t head = task / runs, first = task % runs * kPanel, count = std::min(kPanel, rows_ - first);
       // out · dout is summed in the order of dP = dO Vᵀ: a row that sees one key has out = v, and dP - delta is 0.
-      kernel.pack_transposed(rows_of(args.out, first, head, count), staging.data(), out.data());
-      kernel.pack_transposed(rows_of(args.dout, first, head, count), staging.data(), dout.data());
       float sums[kPanel];
-      kernel.dot_columns(dout.data(), out.data(), value_dim, sums);
+      const Rows out_rows = rows_of(args.out, first, head, count), dout_rows = rows_of(args.dout, first, head, count);
+      if (uses_pairs(args)) {
+        auto* out_lanes = reinterpret_cast<Pair*>(out.data());
+        auto* dout_lanes = reinterpret_cast<Pair*>(dout.data());
+        pair_kernels()->pack_lanes(pair_source(out_rows), out_lanes);
+        pair_kernels()->pack_lanes(pair_source(dout_rows), dout_lanes);
+        pair_kernels()->dot_lanes(dout_lanes, out_lanes, pairs_of(value_dim), sums);
+      } else {
+        kernel.pack_transposed(out_rows, staging.data(), out.data());
+        kernel.pack_transposed(dout_rows, staging.data(), dout.data());
+        kernel.dot_columns(dout.data(), out.data(), value_dim, sums);
+      }
       for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t row = first + i;
         lse_[head * rows_ + row] = lse_at(args.lse, head, row) * static_cast<float>(kLog2E);

@@ -4,6 +4,11 @@
 #include <cmath>
 
 namespace moba::cpu {
+namespace {
+
+constexpr std::int64_t kTilesAhead = 3;  // of 32 keys: 16 KiB each for two tensors of head dim 128
+
+}  // namespace
 
 void AttendRows::start(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_head, std::int64_t first_id) const {
   // Scores are kept in units of log2, so that the softmax is made of powers of 2.
@@ -19,12 +24,13 @@ void AttendRows::start(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_h
 
 void AttendRows::fold(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_head, std::int64_t first_id,
                       bool few) const {
+  if (few && has_pairs) return fold_few_pairs(w, chunk, kv_head, first_id);
   const Sequence sequence = sequences[chunk.sequence];
   if (args.selection.kind == SelectionKind::kList) {
     w.lists.fill(context, args.selection, sequence, chunk, kv_head, dims);
   }
   for_each_tile(
-      args.selection, sequence, chunk, dims, w.lists, few ? kFewRowsKeyTile : kKeyTile,
+      args.selection, sequence, chunk, dims, w.lists, TileShape{kRowTile, few ? kFewRowsKeyTile : kKeyTile},
       [&](std::int64_t key, std::int64_t keys) {
         const Rows k = rows_of(args.k, sequence.k_begin + key, kv_head, keys);
         if (few) {
@@ -36,6 +42,71 @@ void AttendRows::fold(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_he
         w.keys = keys;
       },
       [&](RowTile& tile) { fold_tile(w, tile, first_id, few); });
+}
+
+void AttendRows::fold_few_pairs(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_head,
+                                std::int64_t first_id) const {
+  const PairKernels& pairs = *pair_kernels();
+  const Sequence sequence = sequences[chunk.sequence];
+  const TileShape shape{kRowTile, kFewRowsKeyTile};
+  const bool has_list = args.selection.kind == SelectionKind::kList;
+  if (has_list) w.lists.fill(context, args.selection, sequence, chunk, kv_head, dims);
+
+  // The tiles ahead are asked for while one is worked on: a head's keys lie a token apart, which no prefetcher of the
+  // processor follows, and each page of them must be looked up.
+  const std::int64_t size = has_list ? args.selection.block_size : sequence.k_length;
+  const std::int64_t first_position = sequence.position(chunk.row_begin), last = first_position + chunk.rows - 1;
+  const auto first_of_block = [&](std::int64_t block) {  // or of the next one that some row sees
+    while (has_list && block < first_position / size && w.lists.count(block) == 0) ++block;
+    return block * size;
+  };
+  std::int64_t ahead = has_list ? first_of_block(0) : chunk.key_begin + kTilesAhead * kFewRowsKeyTile;
+  const auto ask = [&] {
+    if (ahead > last) return;
+    const std::int64_t block = ahead / size;
+    const std::int64_t end = std::min({ahead + kFewRowsKeyTile, (block + 1) * size, sequence.k_length});
+    for (const ConstTensorView* tensor : {&args.k, &args.v}) {
+      for (std::int64_t key = ahead; key < end; ++key) {
+        const char* row = static_cast<const char*>(rows_of(*tensor, sequence.k_begin + key, kv_head, 1).data);
+        for (std::int64_t byte = 0; byte < 2 * tensor->shape[2]; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+      }
+    }
+    ahead = end < (block + 1) * size ? end : first_of_block(block + 1);
+  };
+  for (std::int64_t i = 0; has_list && i < kTilesAhead; ++i) ask();  // else the calls for earlier tiles did
+
+  const float scale = static_cast<float>(args.softmax_scale * kLog2E);
+  PairSource k, v;
+  for_each_tile(
+      args.selection, sequence, chunk, dims, w.lists, shape,
+      [&](std::int64_t key, std::int64_t keys) {
+        ask();
+        k = pair_source(rows_of(args.k, sequence.k_begin + key, kv_head, keys));
+        v = pair_source(rows_of(args.v, sequence.k_begin + key, kv_head, keys));
+      },
+      [&](const RowTile& tile) {
+        for (std::int64_t i = 0; i < tile.count; ++i) {
+          const std::int64_t head = kv_head * dims.group + tile.ids[i] / chunk.rows;
+          const std::int64_t row = chunk.row_begin + tile.ids[i] % chunk.rows;
+          pairs.dot_row(k, pair_source(rows_of(args.q, row, head, 1)).data, scale, w.scores.data() + i * w.score_row);
+        }
+        float* out = w.out.data() + first_id * out_row();
+        kernel.softmax(
+            {.scores = w.scores.data(),
+             .row_stride = w.score_row,
+             .rows = tile.count,
+             .columns = k.rows,
+             .begin = tile.begin,
+             .end = tile.end,
+             .ids = tile.ids},
+            {.maximum = w.maximum.data() + first_id, .sum = w.sum.data() + first_id, .out = out, .out_row = out_row()});
+        for (std::int64_t i = 0; i < tile.count; ++i) {  // exactly the keys that the row sees: 0 * NaN is NaN
+          PairSource seen = v;
+          seen.data += tile.begin[i] * v.stride;
+          seen.rows = tile.end[i] - tile.begin[i];
+          pairs.add_row(seen, w.scores.data() + i * w.score_row + tile.begin[i], out + tile.ids[i] * out_row());
+        }
+      });
 }
 
 void AttendRows::fold_tile(AttendWorkspace& w, RowTile& tile, std::int64_t first_id, bool few) const {

@@ -53,6 +53,7 @@ class AttendRows {
         args(call),
         dims(call.q, call.k, call.v),
         kernel(kernels()),
+        has_pairs(call.q.dtype == DType::kBFloat16 && pair_kernels() != nullptr),
         sequences(lent, call.batch, call.q.shape[0], call.k.shape[0]) {}
 
   bool is_few(std::int64_t rows) const { return rows * dims.group <= kFewRows; }
@@ -77,14 +78,15 @@ class AttendRows {
   const AttendArgs& args;
   const Dims dims;
   const Kernels& kernel;
+  const bool has_pairs;  // products of bfloat16 pairs
   const Sequences sequences;
 
  private:
+  void fold_few_pairs(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_head, std::int64_t first_id) const;
   void fold_tile(AttendWorkspace& w, RowTile& tile, std::int64_t first_id, bool few) const;
 };
 
-/// The two kinds of tasks. Rows that are few (see kFewRows) in their sequence, and all others.
-void attend_many(const AttendRows& call);
+/// Rows that are few (see kFewRows) in their sequence.
 void attend_few(const AttendRows& call);
 
 }  // namespace moba::cpu

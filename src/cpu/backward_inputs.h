@@ -71,6 +71,11 @@ struct KeyOperands {
   Scratch<float> k, v, staging, scores, slopes;
 };
 
+/// Whether the passes take products of bfloat16 pairs.
+inline bool uses_pairs(const AttendBackwardArgs& args) {
+  return args.q.dtype == DType::kBFloat16 && pair_kernels() != nullptr;
+}
+
 /// The two passes. dq: a task per chunk of query rows. dk, dv: a task per tile of keys, so that no two tasks add to the
 /// same number and none needs atomics.
 void query_gradients(Context& context, const AttendBackwardArgs& args, const Dims& dims, const Sequences& sequences,

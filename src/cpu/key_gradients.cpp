@@ -1,6 +1,6 @@
 // The pass of attend_backward that computes dk and dv: each tile of keys meets all rows that see it, in a fixed order.
-#include "cpu/backward_inputs.h"
-#include "cpu/tiles.h"
+#include "cpu/key_sums.h"
+#include "cpu/key_sums_pairs.h"
 #include "cpu/verbs.h"
 
 namespace moba::cpu {
@@ -32,27 +32,8 @@ void for_each_key_tile(const Selection& selection, const Sequences& sequences, U
   }
 }
 
-/// What one thread needs.
-struct Workspace {
-  Workspace(Context& context, const Dims& dims)
-      : dk(context, kKeyTile * padded(dims.dim), "gradients of keys"),
-        dv(context, kKeyTile * padded(dims.value_dim), "gradients of values"),
-        q(context, kRowTile * padded(dims.dim), "query rows"),
-        dout(context, kRowTile * padded(dims.value_dim), "gradients of output rows"),
-        q_panels(context, kRowTile * panels(dims.dim) * kPanel, "query rows"),
-        dout_panels(context, kRowTile * panels(dims.value_dim) * kPanel, "gradients of output rows"),
-        operands(context, dims) {}
-
-  static std::int64_t bytes(const Dims& dims) {
-    return 4 * ((kKeyTile + kRowTile) * (padded(dims.dim) + padded(dims.value_dim)) +
-                kRowTile * kPanel * (panels(dims.dim) + panels(dims.value_dim))) +
-           KeyOperands::bytes(dims);
-  }
-
-  Scratch<float> dk, dv, q, dout, q_panels, dout_panels;
-  KeyOperands operands;
-};
-
+/// Sums: KeySums or PairKeySums.
+template <class Sums>
 class KeyGradients {
  public:
   KeyGradients(Context& context, const AttendBackwardArgs& args, const Dims& dims, const Sequences& sequences,
@@ -72,33 +53,30 @@ class KeyGradients {
     count = 0;
     for_each_key_tile(args_.selection, sequences_, [&](const KeyTileTask& task) { tasks[count++] = task; });
     context_.parallel_for(count * dims_.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
-      Workspace w(context_, dims_);
-      for (std::int64_t i = begin; i < end; ++i) tile(w, tasks[balanced(i % count, count)], i / count);
+      Sums sums(context_, args_, dims_, terms_);
+      for (std::int64_t i = begin; i < end; ++i) tile(sums, tasks[balanced(i % count, count)], i / count);
     });
   }
 
  private:
-  void tile(Workspace& w, const KeyTileTask& task, std::int64_t kv_head) const {
+  void tile(Sums& sums, const KeyTileTask& task, std::int64_t kv_head) const {
     const Sequence sequence = sequences_[task.sequence];
     const std::int64_t key = sequence.k_begin + task.begin;
-    w.operands.pack(kernels_, rows_of(args_.k, key, kv_head, task.keys), rows_of(args_.v, key, kv_head, task.keys));
-    std::fill_n(w.dk.data(), task.keys * padded(dims_.dim), 0.0f);
-    std::fill_n(w.dv.data(), task.keys * padded(dims_.value_dim), 0.0f);
+    sums.begin(key, task.keys, kv_head);
     for (std::int64_t head = kv_head * dims_.group; head < (kv_head + 1) * dims_.group; ++head) {
-      if (task.block >= 0) add_rows_that_chose(w, task, sequence, head);
-      add_rows_in_order(w, task, sequence, head);
+      if (task.block >= 0) add_rows_that_chose(sums, task, sequence, head);
+      add_rows_in_order(sums, task, sequence, head);
     }
     for (std::int64_t t = 0; t < task.keys; ++t) {
-      // The rows of q carried softmax_scale * log2 e.
-      kernels_.store_row(w.dk.data() + t * padded(dims_.dim), static_cast<float>(kLn2), dims_.dim, args_.dk.dtype,
+      kernels_.store_row(sums.dk() + t * padded(dims_.dim), sums.dk_factor(), dims_.dim, args_.dk.dtype,
                          row_pointer(args_.dk, key + t, kv_head));
-      kernels_.store_row(w.dv.data() + t * padded(dims_.value_dim), 1.0f, dims_.value_dim, args_.dv.dtype,
+      kernels_.store_row(sums.dv() + t * padded(dims_.value_dim), 1.0f, dims_.value_dim, args_.dv.dtype,
                          row_pointer(args_.dv, key + t, kv_head));
     }
   }
 
   /// Later rows that list the block of the tile; they see all of it.
-  void add_rows_that_chose(Workspace& w, const KeyTileTask& task, const Sequence& sequence, std::int64_t head) const {
+  void add_rows_that_chose(Sums& sums, const KeyTileTask& task, const Sequence& sequence, std::int64_t head) const {
     const Selection& selection = args_.selection;
     const std::int64_t list = head * selection.selection_heads() / dims_.heads;
     const std::int64_t bin = list * block_rows(args_.k.shape[0], sequences_.count(), selection.block_size) +
@@ -107,13 +85,14 @@ class KeyGradients {
     const std::int32_t* entries = inverse_.entries.as<std::int32_t>();
     RowTile rows;
     for (std::int64_t e = offsets[bin]; e < offsets[bin + 1]; ++e) {
-      push(w, rows, head, entries[2 * e], 0, task.keys);
+      if (e + Sums::kRowTile < offsets[bin + 1]) sums.expect(entries[2 * (e + Sums::kRowTile)], head);
+      push(sums, rows, head, entries[2 * e], 0, task.keys);
     }
-    flush(w, rows, head);
+    flush(sums, rows, head);
   }
 
   /// Rows whose own block holds the tile, or, without a list, whose range of keys does.
-  void add_rows_in_order(Workspace& w, const KeyTileTask& task, const Sequence& sequence, std::int64_t head) const {
+  void add_rows_in_order(Sums& sums, const KeyTileTask& task, const Sequence& sequence, std::int64_t head) const {
     const std::int64_t offset = sequence.k_length - sequence.q_length;  // position of the first row
     std::int64_t last = task.begin + task.keys - 1;                     // the last position that sees a key of the tile
     if (task.block >= 0) {
@@ -127,21 +106,24 @@ class KeyGradients {
       const KeyRange seen = task.block >= 0 ? KeyRange{task.begin, position + 1} : task.segment.seen_from(position);
       const std::int64_t low = std::max(seen.begin, task.begin) - task.begin;
       const std::int64_t high = std::min(seen.end, task.begin + task.keys) - task.begin;
-      if (low < high) push(w, rows, head, sequence.q_begin + position - offset, low, high);
+      if (low < high) push(sums, rows, head, sequence.q_begin + position - offset, low, high);
     }
-    flush(w, rows, head);
+    flush(sums, rows, head);
   }
 
-  void push(Workspace& w, RowTile& rows, std::int64_t head, std::int64_t row, std::int64_t begin,
+  void push(Sums& sums, RowTile& rows, std::int64_t head, std::int64_t row, std::int64_t begin,
             std::int64_t end) const {
     if (terms_.of_head(head).lse[row] == kNegativeInfinity) return;  // no gradient, whatever its q and dout hold
     rows.ids[rows.count] = static_cast<std::int32_t>(row);
     rows.begin[rows.count] = static_cast<std::int32_t>(begin);
     rows.end[rows.count++] = static_cast<std::int32_t>(end);
-    if (rows.count == kRowTile) flush(w, rows, head);
+    if (rows.count == Sums::kRowTile) flush(sums, rows, head);
   }
 
-  void flush(Workspace& w, RowTile& rows, std::int64_t head) const;
+  void flush(Sums& sums, RowTile& rows, std::int64_t head) const {
+    if (rows.count > 0) sums.add(rows, head);
+    rows.count = 0;
+  }
 
   Context& context_;
   const AttendBackwardArgs& args_;
@@ -152,78 +134,17 @@ class KeyGradients {
   const Inverse& inverse_;
 };
 
-/// Adds the rows gathered so far: dv += Pᵀ dO, dk += dSᵀ Q.
-void KeyGradients::flush(Workspace& w, RowTile& rows, std::int64_t head) const {
-  if (rows.count == 0) return;
-  const std::int64_t dim = dims_.dim, value_dim = dims_.value_dim;
-  const float scale = static_cast<float>(args_.softmax_scale * kLog2E);
-  for (std::int64_t i = 0; i < rows.count; ++i) {
-    kernels_.load_rows(rows_of(args_.q, rows.ids[i], head, 1), scale, w.q.data() + i * padded(dim), padded(dim));
-    kernels_.load_rows(rows_of(args_.dout, rows.ids[i], head, 1), 1.0f, w.dout.data() + i * padded(value_dim),
-                       padded(value_dim));
-  }
-  const bool q_is_finite =
-      kernels_.pack_rows({DType::kFloat32, w.q.data(), padded(dim), rows.count, dim}, w.q_panels.data());
-  const bool dout_is_finite = kernels_.pack_rows(
-      {DType::kFloat32, w.dout.data(), padded(value_dim), rows.count, value_dim}, w.dout_panels.data());
-
-  const std::int64_t first = rows.first_column() / kPanel * kPanel;
-  const std::int64_t columns = rows.end_column() - first;
-  for (std::int64_t i = 0; i < rows.count; ++i) {
-    rows.begin[i] -= static_cast<std::int32_t>(first);
-    rows.end[i] -= static_cast<std::int32_t>(first);
-  }
-  const ScoreTile scores{.scores = w.operands.scores.data(),
-                         .row_stride = kKeyTile,
-                         .rows = rows.count,
-                         .columns = columns,
-                         .begin = rows.begin,
-                         .end = rows.end,
-                         .ids = rows.ids};
-  w.operands.differentiate(kernels_, dims_, scores, first, w.q.data(), w.dout.data(), nullptr, terms_.of_head(head));
-
-  const auto add = [&](const float* weights, const float* right, bool is_finite, std::int64_t width, float* sums) {
-    Product product{.m = columns,
-                    .n = width,
-                    .k = rows.count,
-                    .a = weights,
-                    .a_row = 1,
-                    .a_column = kKeyTile,
-                    .b = right,
-                    .b_panel_stride = rows.count * kPanel,
-                    .c = sums + first * padded(width),
-                    .c_row = padded(width),
-                    .accumulate = true};
-    if (is_finite) {
-      kernels_.multiply(product);
-      return;
-    }
-    // 0 * NaN is NaN: where a row holds one, it is added to exactly the keys that it sees.
-    for (std::int64_t i = 0; i < rows.count; ++i) {
-      product.m = rows.end[i] - rows.begin[i];
-      product.k = 1;
-      product.a = weights + i * kKeyTile + rows.begin[i];
-      product.b = right + i * kPanel;
-      product.c = sums + (first + rows.begin[i]) * padded(width);
-      kernels_.multiply(product);
-    }
-  };
-  add(w.operands.scores.data(), w.dout_panels.data(), dout_is_finite, value_dim, w.dv.data());
-  add(w.operands.slopes.data(), w.q_panels.data(), q_is_finite, dim, w.dk.data());
-  rows.count = 0;
-}
-
 }  // namespace
 
 void key_gradients(Context& context, const AttendBackwardArgs& args, const Dims& dims, const Sequences& sequences,
                    const RowTerms& terms) {
   const Selection& selection = args.selection;
-  const bool has_list = selection.kind == SelectionKind::kList;
+  const bool has_list = selection.kind == SelectionKind::kList, pairs = uses_pairs(args);
   const std::int64_t lists = has_list ? selection.selection_heads() : 0;
   const std::int64_t bins = has_list ? lists * block_rows(args.k.shape[0], sequences.count(), selection.block_size) : 0;
   const std::int64_t most_entries = has_list ? args.q.shape[0] * lists * selection.budget() : 0;
   rows_that_fit(context, 1, RowTerms::bytes(args) + 8 * (bins + 1 + most_entries), "attend_backward",
-                [&](std::int64_t) { return Workspace::bytes(dims); });
+                [&](std::int64_t) { return pairs ? PairKeySums::bytes(dims) : KeySums::bytes(dims); });
   Scratch<std::int64_t> offsets(context, bins + 1, "rows of each block");
   Scratch<std::int32_t> entries(context, 2 * most_entries, "rows of each block");
   Inverse inverse;
@@ -232,7 +153,11 @@ void key_gradients(Context& context, const AttendBackwardArgs& args, const Dims&
     inverse.entries = TensorView(entries.data(), DType::kInt32, {most_entries, 2});
     invert(context, {args.batch, selection, args.q.shape[0], args.k.shape[0], inverse});
   }
-  KeyGradients(context, args, dims, sequences, terms, inverse).run();
+  if (pairs) {
+    KeyGradients<PairKeySums>(context, args, dims, sequences, terms, inverse).run();
+  } else {
+    KeyGradients<KeySums>(context, args, dims, sequences, terms, inverse).run();
+  }
 }
 
 }  // namespace moba::cpu

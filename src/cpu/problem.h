@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "cpu/pairs.h"
 #include "moba/backend.h"
 #include "sequences.h"
 
@@ -31,6 +32,11 @@ Rows rows_of(const View& tensor, std::int64_t first, std::int64_t head, std::int
   const char* data = static_cast<const char*>(tensor.data);
   return {tensor.dtype, data + (first * tensor.stride[0] + head * tensor.stride[1]) * size_of(tensor.dtype),
           tensor.stride[0], count, tensor.shape[2]};
+}
+
+/// bfloat16 rows of a tensor as an operand.
+inline PairSource pair_source(const Rows& rows) {
+  return {static_cast<const std::uint16_t*>(rows.data), rows.stride, nullptr, rows.rows, rows.columns};
 }
 
 inline void* row_pointer(const TensorView& tensor, std::int64_t row, std::int64_t head) {
@@ -108,14 +114,15 @@ std::int64_t rows_that_fit(Context& context, std::int64_t wanted, std::int64_t f
 /// anew for each chunk; 512 (row, head) pairs repay packing otherwise. Never so long that fewer than 32 tasks are left.
 template <class Bytes>
 std::int64_t chunk_rows(Context& context, const Selection& selection, const Dims& dims, std::int64_t total_rows,
-                        std::int64_t blocks, std::int64_t fixed, const char* verb, Bytes&& bytes) {
+                        std::int64_t blocks, std::int64_t row_tile, std::int64_t fixed, const char* verb,
+                        Bytes&& bytes) {
   std::int64_t ids = 512;
   if (selection.kind == SelectionKind::kList) {
     const std::int64_t budget = std::max<std::int64_t>(1, selection.budget());
-    ids = std::clamp<std::int64_t>(4 * kRowTile * blocks / budget, 1024, 16384);
+    ids = std::clamp<std::int64_t>(4 * row_tile * blocks / budget, 1024, 16384);
   }
   ids = std::min(ids, total_rows * dims.heads / 32);
-  return rows_that_fit(context, std::max(kRowTile, ids / dims.group), fixed, verb, bytes);
+  return rows_that_fit(context, std::max(row_tile, ids / dims.group), fixed, verb, bytes);
 }
 
 }  // namespace moba::cpu

@@ -1,6 +1,5 @@
 // The pass of attend_backward that computes dq: chunks of query rows walk their keys as in the forward pass.
-#include "cpu/backward_inputs.h"
-#include "cpu/tiles.h"
+#include "cpu/query_sums_pairs.h"
 
 namespace moba::cpu {
 namespace {
@@ -90,21 +89,68 @@ void add_tile(Workspace& w, const Kernels& kernel, const Dims& dims, RowTile& ti
   }
 }
 
-}  // namespace
+/// dq of a chunk by products of float32 numbers.
+class QuerySums {
+ public:
+  static constexpr std::int64_t kRowTile = cpu::kRowTile;
+  static std::int64_t bytes(const AttendBackwardArgs& args, const Dims& dims, std::int64_t ids, std::int64_t blocks) {
+    return Workspace::bytes(args.selection, dims, ids, blocks);
+  }
+  QuerySums(Context& context, const AttendBackwardArgs& args, const Dims& dims, const Sequences& sequences,
+            const RowTerms& terms, std::int64_t ids, std::int64_t blocks)
+      : context_(context),
+        args_(args),
+        dims_(dims),
+        sequences_(sequences),
+        terms_(terms),
+        w_(context, args.selection, dims, ids, blocks) {}
 
-void query_gradients(Context& context, const AttendBackwardArgs& args, const Dims& dims, const Sequences& sequences,
-                     const RowTerms& terms) {
+  void run(const Chunk& chunk, std::int64_t kv_head) {
+    const Kernels& kernel = kernels();
+    const Sequence sequence = sequences_[chunk.sequence];
+    load_chunk(w_, kernel, args_, dims_, terms_, chunk, kv_head);
+    if (args_.selection.kind == SelectionKind::kList) {
+      w_.lists.fill(context_, args_.selection, sequence, chunk, kv_head, dims_);
+    }
+    for_each_tile(
+        args_.selection, sequence, chunk, dims_, w_.lists, TileShape{},
+        [&](std::int64_t key, std::int64_t keys) {
+          const Rows k = rows_of(args_.k, sequence.k_begin + key, kv_head, keys);
+          w_.operands.pack(kernel, k, rows_of(args_.v, sequence.k_begin + key, kv_head, keys));
+          w_.k_is_finite = kernel.pack_rows(k, w_.k_rows.data());
+          w_.keys = keys;
+        },
+        [&](RowTile& tile) { add_tile(w_, kernel, dims_, tile); });
+    for (std::int64_t id = 0; id < dims_.group * chunk.rows; ++id) {
+      kernel.store_row(
+          w_.dq.data() + id * padded(dims_.dim), static_cast<float>(args_.softmax_scale), dims_.dim, args_.dq.dtype,
+          row_pointer(args_.dq, chunk.row_begin + id % chunk.rows, kv_head * dims_.group + id / chunk.rows));
+    }
+  }
+
+ private:
+  Context& context_;
+  const AttendBackwardArgs& args_;
+  const Dims& dims_;
+  const Sequences& sequences_;
+  const RowTerms& terms_;
+  Workspace w_;
+};
+
+/// Sums: QuerySums or PairQuerySums.
+template <class Sums>
+void for_each_chunk(Context& context, const AttendBackwardArgs& args, const Dims& dims, const Sequences& sequences,
+                    const RowTerms& terms) {
   const Selection& selection = args.selection;
-  const Kernels& kernel = kernels();
   std::int64_t blocks = 0;
   if (selection.kind == SelectionKind::kList) {
     for (std::int64_t s = 0; s < sequences.count(); ++s) {
       blocks = std::max(blocks, sequences[s].blocks(selection.block_size));
     }
   }
-  const std::int64_t most =
-      chunk_rows(context, selection, dims, args.q.shape[0], blocks, RowTerms::bytes(args), "attend_backward",
-                 [&](std::int64_t rows) { return Workspace::bytes(selection, dims, rows * dims.group, blocks); });
+  const std::int64_t most = chunk_rows(
+      context, selection, dims, args.q.shape[0], blocks, Sums::kRowTile, RowTerms::bytes(args), "attend_backward",
+      [&](std::int64_t rows) { return Sums::bytes(args, dims, rows * dims.group, blocks); });
   std::int64_t count = 0;
   for_each_row_run(sequences, most, [&](const Sequence&, std::int64_t, std::int64_t) { ++count; });
   Scratch<Chunk> chunks(context, count, "tasks");
@@ -112,31 +158,23 @@ void query_gradients(Context& context, const AttendBackwardArgs& args, const Dim
   for_each_row_run(sequences, most, [&](const Sequence& sequence, std::int64_t row, std::int64_t rows) {
     chunks[count++] = {sequence.index, row, rows, 0, sequence.k_length};
   });
-
   context.parallel_for(count * dims.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
-    Workspace w(context, selection, dims, most * dims.group, blocks);
+    Sums sums(context, args, dims, sequences, terms, most * dims.group, blocks);
     for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t kv_head = task / count;
-      const Chunk& chunk = chunks[balanced(task % count, count)];
-      const Sequence sequence = sequences[chunk.sequence];
-      load_chunk(w, kernel, args, dims, terms, chunk, kv_head);
-      if (selection.kind == SelectionKind::kList) w.lists.fill(context, selection, sequence, chunk, kv_head, dims);
-      for_each_tile(
-          selection, sequence, chunk, dims, w.lists, kKeyTile,
-          [&](std::int64_t key, std::int64_t keys) {
-            const Rows k = rows_of(args.k, sequence.k_begin + key, kv_head, keys);
-            w.operands.pack(kernel, k, rows_of(args.v, sequence.k_begin + key, kv_head, keys));
-            w.k_is_finite = kernel.pack_rows(k, w.k_rows.data());
-            w.keys = keys;
-          },
-          [&](RowTile& tile) { add_tile(w, kernel, dims, tile); });
-      for (std::int64_t id = 0; id < dims.group * chunk.rows; ++id) {
-        kernel.store_row(
-            w.dq.data() + id * padded(dims.dim), static_cast<float>(args.softmax_scale), dims.dim, args.dq.dtype,
-            row_pointer(args.dq, chunk.row_begin + id % chunk.rows, kv_head * dims.group + id / chunk.rows));
-      }
+      sums.run(chunks[balanced(task % count, count)], task / count);
     }
   });
+}
+
+}  // namespace
+
+void query_gradients(Context& context, const AttendBackwardArgs& args, const Dims& dims, const Sequences& sequences,
+                     const RowTerms& terms) {
+  if (uses_pairs(args)) {
+    for_each_chunk<PairQuerySums>(context, args, dims, sequences, terms);
+  } else {
+    for_each_chunk<QuerySums>(context, args, dims, sequences, terms);
+  }
 }
 
 }  // namespace moba::cpu

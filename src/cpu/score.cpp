@@ -2,33 +2,28 @@
 #include <algorithm>
 
 #include "cpu/gate.h"
+#include "cpu/gate_pairs.h"
 #include "cpu/verbs.h"
 
 namespace moba::cpu {
+namespace {
 
-void score(Context& context, const ScoreArgs& args) {
-  const std::int64_t rows = args.q.shape[0], heads = args.q.shape[1], columns = args.scores.shape[2];
-  // The number of keys is not an argument of this verb; block rows bound it: R = Tk / B + sequences.
-  const Sequences sequences(context, args.batch, rows,
-                            most_keys(args.representatives.shape[0], args.batch.sequences(), args.block_size));
-  const auto scores_of = [&](std::int64_t row, std::int64_t head) {
-    return args.scores.as<float>() + row * args.scores.stride[0] + head * args.scores.stride[1];
-  };
-  context.parallel_for(rows, 16, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      for (std::int64_t head = 0; head < heads; ++head) std::fill_n(scores_of(row, head), columns, kNegativeInfinity);
-    }
-  });
+float* scores_of(const ScoreArgs& args, std::int64_t row, std::int64_t head) {
+  return args.scores.as<float>() + row * args.scores.stride[0] + head * args.scores.stride[1];
+}
 
-  const auto bytes = [&](std::int64_t most) { return Gate::bytes(args.q.shape[2], most, 1); };
-  const std::int64_t most = rows_that_fit(context, std::min(kGateRows, rows + 1), 0, "score", bytes);
+template <class AnyGate>
+void write_scores(Context& context, const ScoreArgs& args, const Sequences& sequences) {
+  const std::int64_t heads = args.q.shape[1], columns = args.scores.shape[2];
+  const auto bytes = [&](std::int64_t most) { return AnyGate::bytes(args.q.shape[2], most, 1); };
+  const std::int64_t most = rows_that_fit(context, std::min(kGateRows, args.q.shape[0] + 1), 0, "score", bytes);
   context.parallel_for(heads, 1, [&](std::int64_t begin, std::int64_t end) {
-    Gate gate(context, args.q, args.representatives, most, 1);
+    AnyGate gate(context, args.q, args.representatives, most, 1);
     for (std::int64_t head = begin; head < end; ++head) {
       for_each_row_run(sequences, most, [&](const Sequence& sequence, std::int64_t first, std::int64_t count) {
         gate.run(sequence, args.block_size, head, first, count,
                  [&](std::int64_t row, std::int64_t block, std::int64_t blocks, const float* scores) {
-                   float* to = scores_of(row, head) + block;
+                   float* to = scores_of(args, row, head) + block;
                    for (std::int64_t i = 0; i < std::min(blocks, columns - block); ++i) {
                      to[i] = scores[i] == scores[i] ? scores[i] : kNegativeInfinity;
                    }
@@ -36,6 +31,27 @@ void score(Context& context, const ScoreArgs& args) {
       });
     }
   });
+}
+
+}  // namespace
+
+void score(Context& context, const ScoreArgs& args) {
+  const std::int64_t rows = args.q.shape[0], heads = args.q.shape[1], columns = args.scores.shape[2];
+  // The number of keys is not an argument of this verb; block rows bound it: R = Tk / B + sequences.
+  const Sequences sequences(context, args.batch, rows,
+                            most_keys(args.representatives.shape[0], args.batch.sequences(), args.block_size));
+  context.parallel_for(rows, 16, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t head = 0; head < heads; ++head)
+        std::fill_n(scores_of(args, row, head), columns, kNegativeInfinity);
+    }
+  });
+
+  if (PairGate::serves(args.q)) {
+    write_scores<PairGate>(context, args, sequences);
+  } else {
+    write_scores<Gate>(context, args, sequences);
+  }
 }
 
 }  // namespace moba::cpu

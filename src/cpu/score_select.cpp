@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cpu/gate.h"
+#include "cpu/gate_pairs.h"
 #include "cpu/verbs.h"
 
 namespace moba::cpu {
@@ -11,29 +12,101 @@ struct Run {
   std::int64_t sequence, row_begin, rows;
 };
 
-}  // namespace
-
-void select(Context& context, const SelectArgs& args) {
-  const Selection& selection = args.selection;
-  const std::int64_t rows = args.q.shape[0], budget = selection.budget(), lists = selection.selection_heads();
-  const std::int64_t heads_of_list = args.q.shape[1] / lists;
-  const Sequences sequences(context, args.batch, rows,
-                            most_keys(args.representatives.shape[0], args.batch.sequences(), selection.block_size));
-  const auto list_of = [&](std::int64_t row, std::int64_t list) {
+/// The lists of one selection, as rows of `blocks`.
+struct Lists {
+  const Selection& selection;
+  std::int32_t* operator()(std::int64_t row, std::int64_t list) const {
     return selection.blocks.as<std::int32_t>() + row * selection.blocks.stride[0] + list * selection.blocks.stride[1];
-  };
-  for_each_keyless_run(sequences, rows, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      for (std::int64_t list = 0; list < lists; ++list) std::fill_n(list_of(row, list), budget, -1);
-    }
-  });
+  }
+};
 
-  const auto bytes = [&](std::int64_t most) {
-    return Gate::bytes(args.q.shape[2], most, heads_of_list) +
-           most * (budget * static_cast<std::int64_t>(sizeof(Candidate)) +
+/// A heap for each row; any budget, any gate.
+template <class AnyGate>
+class HeapChooser {
+ public:
+  static std::int64_t bytes(const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most) {
+    return AnyGate::bytes(args.q.shape[2], most, heads_of_list) +
+           most * (args.selection.budget() * static_cast<std::int64_t>(sizeof(Candidate)) +
                    static_cast<std::int64_t>(sizeof(std::int64_t)));
-  };
-  const std::int64_t most = rows_that_fit(context, std::min(kGateRows, rows + 1), 0, "select", bytes);
+  }
+  HeapChooser(Context& context, const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most)
+      : args_(args),
+        gate_(context, args.q, args.representatives, most, heads_of_list),
+        heaps_(context, most * args.selection.budget(), "the best blocks of each row"),
+        held_(context, most, "the best blocks of each row") {}
+
+  void run(const Sequence& sequence, const Run& run, std::int64_t list) {
+    const std::int64_t budget = args_.selection.budget();
+    std::fill_n(held_.data(), run.rows, std::int64_t{0});
+    gate_.run(sequence, args_.selection.block_size, list, run.row_begin, run.rows,
+              [&](std::int64_t row, std::int64_t block, std::int64_t blocks, const float* scores) {
+                const std::int64_t r = row - run.row_begin;
+                held_[r] = kernels().keep_best(scores, blocks, static_cast<std::int32_t>(block),
+                                               heaps_.data() + r * budget, held_[r], budget);
+              });
+    for (std::int64_t r = 0; r < run.rows; ++r) {
+      const Candidate* heap = heaps_.data() + r * budget;
+      std::int32_t* to = Lists{args_.selection}(run.row_begin + r, list);
+      for (std::int64_t slot = 0; slot < budget; ++slot) to[slot] = slot < held_[r] ? heap[slot].block : -1;
+      std::sort(to, to + held_[r]);
+    }
+  }
+
+ private:
+  const SelectArgs& args_;
+  AnyGate gate_;
+  Scratch<Candidate> heaps_;
+  Scratch<std::int64_t> held_;
+};
+
+/// Sorted lanes of 64 rows; budgets from 1 to kMostKept.
+class LaneChooser {
+ public:
+  static std::int64_t bytes(const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most) {
+    return PairGate::bytes(args.q.shape[2], most, heads_of_list) +
+           8 * (most + kPairRows) * kept_slots(args.selection.budget());
+  }
+  LaneChooser(Context& context, const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most)
+      : args_(args),
+        kernels_(*pair_kernels()),
+        gate_(context, args.q, args.representatives, most, heads_of_list),
+        scores_(context, (most + kPairRows) * kept_slots(args.selection.budget()), "the best scores of each row"),
+        blocks_(context, (most + kPairRows) * kept_slots(args.selection.budget()), "the best blocks of each row") {}
+
+  void run(const Sequence& sequence, const Run& run, std::int64_t list) {
+    const std::int64_t budget = args_.selection.budget();
+    const std::int64_t slots = kept_slots(budget);
+    const std::int64_t size = (run.rows + kPairRows - 1) / kPairRows * kPairRows * slots;
+    std::fill_n(scores_.data(), size, kNegativeInfinity);
+    std::fill_n(blocks_.data(), size, -1);
+    gate_.run_tiles(sequence, args_.selection.block_size, list, run.row_begin, run.rows, [&](const GateTile& tile) {
+      const std::int64_t at = (tile.row_begin - run.row_begin) * slots;
+      kernels_.keep_best(tile.scores, tile.count, static_cast<std::int32_t>(tile.block), tile.past, tile.lanes, slots,
+                         scores_.data() + at, blocks_.data() + at);
+    });
+    for (std::int64_t r = 0; r < run.rows; ++r) {
+      const std::int32_t* kept = blocks_.data() + r / kPairRows * kPairRows * slots + r % kPairRows;
+      std::int32_t* to = Lists{args_.selection}(run.row_begin + r, list);
+      std::int64_t held = 0;
+      for (; held < budget && kept[held * kPairRows] >= 0; ++held) to[held] = kept[held * kPairRows];
+      std::fill_n(to + held, budget - held, -1);
+      std::sort(to, to + held);
+    }
+  }
+
+ private:
+  const SelectArgs& args_;
+  const PairKernels& kernels_;
+  PairGate gate_;
+  Scratch<float> scores_;
+  Scratch<std::int32_t> blocks_;
+};
+
+template <class Chooser>
+void choose(Context& context, const SelectArgs& args, const Sequences& sequences) {
+  const std::int64_t lists = args.selection.selection_heads(), heads_of_list = args.q.shape[1] / lists;
+  const std::int64_t most = rows_that_fit(context, std::min(kGateRows, args.q.shape[0] + 1), 0, "select",
+                                          [&](std::int64_t rows) { return Chooser::bytes(args, heads_of_list, rows); });
   std::int64_t count = 0;
   for_each_row_run(sequences, most, [&](const Sequence&, std::int64_t, std::int64_t) { ++count; });
   Scratch<Run> runs(context, count, "tasks");
@@ -41,30 +114,43 @@ void select(Context& context, const SelectArgs& args) {
   for_each_row_run(sequences, most, [&](const Sequence& sequence, std::int64_t first, std::int64_t length) {
     runs[count++] = {sequence.index, first, length};
   });
-
-  const Kernels& kernel = kernels();
-  context.parallel_for(count * lists, 1, [&](std::int64_t begin, std::int64_t end) {
-    Gate gate(context, args.q, args.representatives, most, heads_of_list);
-    const Scratch<Candidate> heaps(context, most * budget, "the best blocks of each row");
-    const Scratch<std::int64_t> held(context, most, "the best blocks of each row");
+  const auto work = [&](std::int64_t begin, std::int64_t end) {
+    Chooser chooser(context, args, heads_of_list, most);
     for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t list = task / count;
-      const Run run = runs[balanced(task % count, count)];
-      std::fill_n(held.data(), run.rows, std::int64_t{0});
-      gate.run(sequences[run.sequence], selection.block_size, list, run.row_begin, run.rows,
-               [&](std::int64_t row, std::int64_t block, std::int64_t blocks, const float* scores) {
-                 const std::int64_t r = row - run.row_begin;
-                 held[r] = kernel.keep_best(scores, blocks, static_cast<std::int32_t>(block), heaps.data() + r * budget,
-                                            held[r], budget);
-               });
-      for (std::int64_t r = 0; r < run.rows; ++r) {
-        const Candidate* heap = heaps.data() + r * budget;
-        std::int32_t* to = list_of(run.row_begin + r, list);
-        for (std::int64_t slot = 0; slot < budget; ++slot) to[slot] = slot < held[r] ? heap[slot].block : -1;
-        std::sort(to, to + held[r]);
+      const Run& run = runs[balanced(task % count, count)];
+      chooser.run(sequences[run.sequence], run, task / count);
+    }
+  };
+  // Waking threads takes as long as this many products, as one row of a decoder needs.
+  constexpr std::int64_t kWorthWaking = std::int64_t{1} << 18;
+  if (args.q.shape[0] * args.q.shape[1] * args.q.shape[2] * (args.representatives.shape[0] - 1) <= kWorthWaking) {
+    work(0, count * lists);
+  } else {
+    context.parallel_for(count * lists, 1, work);
+  }
+}
+
+}  // namespace
+
+void select(Context& context, const SelectArgs& args) {
+  const Selection& selection = args.selection;
+  const std::int64_t rows = args.q.shape[0], budget = selection.budget();
+  const Sequences sequences(context, args.batch, rows,
+                            most_keys(args.representatives.shape[0], args.batch.sequences(), selection.block_size));
+  for_each_keyless_run(sequences, rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t list = 0; list < selection.selection_heads(); ++list) {
+        std::fill_n(Lists{selection}(row, list), budget, -1);
       }
     }
   });
+  if (!PairGate::serves(args.q)) {
+    choose<HeapChooser<Gate>>(context, args, sequences);
+  } else if (budget >= 1 && budget <= kMostKept && rows > PairGate::kFewRowsOfGate * sequences.count()) {
+    choose<LaneChooser>(context, args, sequences);
+  } else {
+    choose<HeapChooser<PairGate>>(context, args, sequences);
+  }
 }
 
 }  // namespace moba::cpu

@@ -7,8 +7,14 @@
 #include <vector>
 
 #include "cpu/highway_targets.h"
+#include "cpu/pairs.h"
+#include "cpu/simd_level.h"
 #include "hwy/targets.h"
 #include "moba/cpu_info.h"
+
+#if HWY_ARCH_X86
+#include <cpuid.h>
+#endif
 
 namespace moba {
 namespace {
@@ -31,9 +37,14 @@ void for_each_compiled_target(Use&& use) {
   for (std::int64_t rest = HWY_TARGETS; rest != 0; rest &= rest - 1) use(rest & -rest);
 }
 
+// AVX-512 with products of bfloat16 pairs; Highway's part of the work is at its best level then.
+constexpr const char* kPairLevel = "AVX-512-BF16";
+bool pairs_allowed = true;
+
 }  // namespace
 
 const char* simd_level() {
+  if (cpu::pair_kernels() != nullptr) return kPairLevel;
   const char* name = nullptr;
   const std::int64_t supported = HWY_SUPPORTED_TARGETS;
   for_each_compiled_target([&](std::int64_t target) {
@@ -44,18 +55,27 @@ const char* simd_level() {
 
 std::vector<std::string> compiled_simd_levels() {
   std::vector<std::string> names;
+#ifdef MOBA_AVX512_BF16
+  names.emplace_back(kPairLevel);
+#endif
   for_each_compiled_target([&](std::int64_t target) { names.emplace_back(level_name(target)); });
   return names;
 }
 
-namespace cpu {
-
 bool limit_simd_level(const char* name) {
   std::int64_t limit = 0;
+  bool pairs = name == nullptr;
+#ifdef MOBA_AVX512_BF16
+  if (name != nullptr && std::strcmp(name, kPairLevel) == 0) {
+    pairs = true;
+    name = nullptr;
+  }
+#endif
   for_each_compiled_target([&](std::int64_t target) {
     if (name != nullptr && std::strcmp(level_name(target), name) == 0) limit = target;
   });
   if (name != nullptr && limit == 0) return false;
+  pairs_allowed = pairs;
 #if HWY_TARGETS != HWY_STATIC_TARGET  // with one level there is nothing to choose, and Highway's library is not needed
   hwy::SetSupportedTargetsForTest(0);
   if (limit != 0) {
@@ -67,5 +87,18 @@ bool limit_simd_level(const char* name) {
   return true;
 }
 
-}  // namespace cpu
+bool has_matrix_tiles() {
+#if HWY_ARCH_X86
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kAmxBf16 = 1u << 22;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0;
+#else
+  return false;
+#endif
+}
+
+bool cpu::pairs_are_allowed() {
+  return pairs_allowed;
+}
+
 }  // namespace moba

@@ -54,26 +54,34 @@ class BlockLists {
   Scratch<std::int32_t> entries_;
 };
 
-/// At most kRowTile rows against one tile of keys: row i has the id ids[i] and sees the columns [begin[i], end[i]).
+/// At most kCapacity rows against one tile of keys: row i has the id ids[i] and sees the columns [begin[i], end[i]).
 struct RowTile {
-  std::int32_t ids[kRowTile];
-  std::int32_t begin[kRowTile];
-  std::int32_t end[kRowTile];
+  static constexpr std::int64_t kCapacity = std::max(kRowTile, kPairRows);
+  std::int32_t ids[kCapacity];
+  std::int32_t begin[kCapacity];
+  std::int32_t end[kCapacity];
   std::int64_t count = 0;
 
   std::int64_t first_column() const { return *std::min_element(begin, begin + count); }
   std::int64_t end_column() const { return *std::max_element(end, end + count); }
 };
 
+/// The most rows and the most keys of a tile.
+struct TileShape {
+  std::int64_t rows = kRowTile, keys = kKeyTile;
+};
+
 /// Calls visit(tile) for the rows [row_begin, row_begin + rows) of every head of the group against the keys
-/// [key_begin, key_begin + keys). range(position) gives the positions {begin, end} that a row sees.
+/// [key_begin, key_begin + keys), row_tile rows at a time. range(position) gives the positions {begin, end} that a row
+/// sees.
 template <class Range, class Visit>
 void visit_runs(const Sequence& sequence, const Chunk& chunk, std::int64_t group, std::int64_t row_begin,
-                std::int64_t rows, std::int64_t key_begin, std::int64_t keys, Range&& range, Visit&& visit) {
+                std::int64_t rows, std::int64_t row_tile, std::int64_t key_begin, std::int64_t keys, Range&& range,
+                Visit&& visit) {
   RowTile tile;
   for (std::int64_t h = 0; h < group; ++h) {
-    for (std::int64_t first = row_begin; first < row_begin + rows; first += kRowTile) {
-      const std::int64_t here = std::min(kRowTile, row_begin + rows - first);
+    for (std::int64_t first = row_begin; first < row_begin + rows; first += row_tile) {
+      const std::int64_t here = std::min(row_tile, row_begin + rows - first);
       tile.count = 0;
       for (std::int64_t r = first; r < first + here; ++r) {
         const auto [begin, end] = range(sequence.position(r));
@@ -118,7 +126,8 @@ void for_each_segment(const Selection& selection, std::int64_t length, Use&& use
 /// load(position, count) makes keys ready; visit(tile) is then called for all rows that see some of them.
 template <class Load, class Visit>
 void for_each_tile(const Selection& selection, const Sequence& sequence, const Chunk& chunk, const Dims& dims,
-                   const BlockLists& lists, std::int64_t key_tile, Load&& load, Visit&& visit) {
+                   const BlockLists& lists, const TileShape& shape, Load&& load, Visit&& visit) {
+  const std::int64_t key_tile = shape.keys;
   const std::int64_t first_position = sequence.position(chunk.row_begin);
   const std::int64_t last_position = first_position + chunk.rows - 1;
 
@@ -134,7 +143,7 @@ void for_each_tile(const Selection& selection, const Sequence& sequence, const C
           const KeyRange seen = segment.seen_from(position);
           return KeyRange{std::max(seen.begin, chunk.key_begin), seen.end};
         };
-        visit_runs(sequence, chunk, dims.group, chunk.row_begin, chunk.rows, key, keys, range, visit);
+        visit_runs(sequence, chunk, dims.group, chunk.row_begin, chunk.rows, shape.rows, key, keys, range, visit);
       }
     });
     return;
@@ -153,8 +162,8 @@ void for_each_tile(const Selection& selection, const Sequence& sequence, const C
     for (std::int64_t key = block * size; key < end; key += key_tile) {
       const std::int64_t keys = std::min(key_tile, end - key);
       load(key, keys);
-      for (std::int64_t first = 0; first < past_rows; first += kRowTile) {
-        tile.count = std::min(kRowTile, past_rows - first);
+      for (std::int64_t first = 0; first < past_rows; first += shape.rows) {
+        tile.count = std::min(shape.rows, past_rows - first);
         std::copy_n(lists.begin(block) + first, tile.count, tile.ids);
         std::fill_n(tile.begin, tile.count, 0);
         std::fill_n(tile.end, tile.count, static_cast<std::int32_t>(keys));
@@ -162,8 +171,8 @@ void for_each_tile(const Selection& selection, const Sequence& sequence, const C
       }
       if (own_rows > 0) {
         const auto range = [&](std::int64_t position) { return KeyRange{block * size, position + 1}; };
-        visit_runs(sequence, chunk, dims.group, chunk.row_begin + own_first - first_position, own_rows, key, keys,
-                   range, visit);
+        visit_runs(sequence, chunk, dims.group, chunk.row_begin + own_first - first_position, own_rows, shape.rows, key,
+                   keys, range, visit);
       }
     }
   }

@@ -5,7 +5,6 @@
 #include "cases/compare.h"
 #include "cases/dense.h"
 #include "core/support.h"
-#include "cpu/simd_level.h"
 #include "moba/cpu_info.h"
 
 namespace moba::test {
@@ -19,7 +18,7 @@ const char* level_of_environment() {
 class SimdEnvironment : public ::testing::Environment {
   void SetUp() override {
     if (const char* name = level_of_environment()) {
-      ASSERT_TRUE(cpu::limit_simd_level(name)) << "MOBA_SIMD_LEVEL=" << name << " is not a compiled level";
+      ASSERT_TRUE(limit_simd_level(name)) << "MOBA_SIMD_LEVEL=" << name << " is not a compiled level";
     }
   }
 };
@@ -31,15 +30,15 @@ class SimdTest : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     if (level_of_environment() != nullptr) GTEST_SKIP() << "the level is fixed by MOBA_SIMD_LEVEL";
-    ASSERT_TRUE(cpu::limit_simd_level(GetParam().c_str()));
+    ASSERT_TRUE(limit_simd_level(GetParam().c_str()));
     if (GetParam() != simd_level()) {
       const std::string used = simd_level();
-      cpu::limit_simd_level(nullptr);
+      limit_simd_level(nullptr);
       GTEST_SKIP() << "this processor has " << used << " and not " << GetParam();
     }
   }
   void TearDown() override {
-    if (level_of_environment() == nullptr) cpu::limit_simd_level(nullptr);
+    if (level_of_environment() == nullptr) limit_simd_level(nullptr);
   }
 };
 
@@ -85,7 +84,7 @@ INSTANTIATE_TEST_SUITE_P(All, SimdTest, ::testing::ValuesIn(compiled_simd_levels
 
 TEST(SimdLevelTest, UnknownNamesChangeNothing) {
   const std::string before = simd_level();
-  EXPECT_FALSE(cpu::limit_simd_level("MMX"));
+  EXPECT_FALSE(limit_simd_level("MMX"));
   EXPECT_EQ(before, simd_level());
 }
 

@@ -1,7 +1,10 @@
 #include "bench/attend_problem.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
+#include "bench/ceiling.h"
 #include "bench/reference_rows.h"
 #include "lm/util/device.h"
 #include "moba/error.h"
@@ -27,12 +30,12 @@ torch::Dtype dtype_of(const std::string& name) {
 }
 
 AttentionOptions AttendCase::options() const {
-  return {.kind = Kind::kMoba, .block_size = block_size, .top_k = top_k};
+  return {.kind = kind_from_name(kind), .block_size = block_size, .top_k = top_k};
 }
 
 std::string AttendCase::text() const {
-  return fmt::format("{} n={} heads={}/{} d={} B={} k={} {}", pass, n, heads, kv_heads, head_dim, block_size, top_k,
-                     dtype);
+  return fmt::format("{} {} n={} heads={}/{} d={} B={} k={} {}", kind, pass, n, heads, kv_heads, head_dim, block_size,
+                     top_k, dtype);
 }
 
 AttendProblem::AttendProblem(const AttendCase& wanted, torch::Device device) : case_(wanted), device_(device) {
@@ -45,14 +48,26 @@ AttendProblem::AttendProblem(const AttendCase& wanted, torch::Device device) : c
   q_ = draw(rows, case_.heads);
   k_ = draw(case_.n, case_.kv_heads);
   v_ = draw(case_.n, case_.kv_heads);
-  dense_q_ = packed_to_dense(q_);
-  dense_k_ = packed_to_dense(k_);
-  dense_v_ = packed_to_dense(v_);
+  if (!decode) {
+    dense_q_ = packed_to_dense(q_);
+    dense_k_ = packed_to_dense(k_);
+    dense_v_ = packed_to_dense(v_);
+  }
   const torch::Tensor offsets = torch::tensor({std::int64_t{0}, case_.n}, torch::kInt64).to(device_, torch::kInt32);
   batch_ = torch_ops::SequenceBatch::self(offsets, case_.n);
   if (decode) {
-    cache_.emplace(case_.n, case_.kv_heads, case_.head_dim, case_.head_dim, case_.options(), k_.options());
-    cache_->append(k_, v_);
+    // Together more than four last-level caches, as far as 16 of them reach.
+    const std::int64_t count = 4 * last_level_cache() / static_cast<std::int64_t>(k_.nbytes() + v_.nbytes()) + 1;
+    for (std::int64_t i = 0; i < std::clamp<std::int64_t>(count, 2, 16); ++i) {
+      const torch::Tensor k = i == 0 ? k_ : draw(case_.n, case_.kv_heads);
+      const torch::Tensor v = i == 0 ? v_ : draw(case_.n, case_.kv_heads);
+      caches_.push_back(
+          {torch_ops::KvCache(case_.n, case_.kv_heads, case_.head_dim, case_.head_dim, case_.options(), k_.options()),
+           packed_to_dense(k), packed_to_dense(v)});
+      caches_.back().cache.append(k, v);
+    }
+    constexpr std::int64_t kQueries = 64;
+    queries_ = draw(kQueries, case_.heads);
   }
   if (case_.pass == "fwdbwd") {
     dout_ = draw(rows, case_.heads);
@@ -62,17 +77,25 @@ AttendProblem::AttendProblem(const AttendCase& wanted, torch::Device device) : c
 }
 
 std::tuple<torch::Tensor, torch::Tensor> AttendProblem::moba() const {
-  if (cache_) return cache_->attend(q_, case_.options());
+  if (!caches_.empty()) return caches_.front().cache.attend(q_, case_.options());
   return torch_ops::attention(q_, k_, v_, batch_, case_.options());
 }
 
+torch::Tensor AttendProblem::query(std::size_t turn) const {
+  return queries_.narrow(0, static_cast<std::int64_t>(turn) % queries_.size(0), 1);
+}
+
 torch::Tensor AttendProblem::dense() const {
-  return at::scaled_dot_product_attention(dense_q_, dense_k_, dense_v_, std::nullopt, 0.0, /*is_causal=*/!cache_,
+  return at::scaled_dot_product_attention(dense_q_, dense_k_, dense_v_, std::nullopt, 0.0, /*is_causal=*/true,
                                           std::nullopt, /*enable_gqa=*/case_.heads != case_.kv_heads);
 }
 
 void AttendProblem::run_moba() const {
-  if (case_.pass == "fwdbwd") {
+  if (!caches_.empty()) {
+    const std::size_t turn = moba_turn_++;
+    const torch::NoGradGuard no_gradients;
+    caches_[turn % caches_.size()].cache.attend(query(turn), case_.options());
+  } else if (case_.pass == "fwdbwd") {
     torch::autograd::grad({std::get<0>(moba())}, {q_, k_, v_}, {dout_});
   } else {
     const torch::NoGradGuard no_gradients;
@@ -82,7 +105,14 @@ void AttendProblem::run_moba() const {
 }
 
 void AttendProblem::run_dense() const {
-  if (case_.pass == "fwdbwd") {
+  if (!caches_.empty()) {
+    const std::size_t turn = dense_turn_++;
+    const DecodeCache& cache = caches_[turn % caches_.size()];
+    const torch::NoGradGuard no_gradients;
+    at::scaled_dot_product_attention(packed_to_dense(query(turn)), cache.dense_k, cache.dense_v, std::nullopt, 0.0,
+                                     /*is_causal=*/false, std::nullopt,
+                                     /*enable_gqa=*/case_.heads != case_.kv_heads);
+  } else if (case_.pass == "fwdbwd") {
     torch::autograd::grad({dense()}, {dense_q_, dense_k_, dense_v_}, {dense_dout_});
   } else {
     const torch::NoGradGuard no_gradients;

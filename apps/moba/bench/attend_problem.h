@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include <torch/torch.h>
 
@@ -20,6 +21,7 @@ struct AttendCase {
   std::int64_t block_size = 512;
   std::int64_t top_k = 3;
   std::string dtype = "bf16";  // "fp32", "bf16", "fp16"
+  std::string kind = "moba";   // "moba", "full"
 
   AttentionOptions options() const;
   std::string text() const;
@@ -27,14 +29,15 @@ struct AttendCase {
 
 torch::Dtype dtype_of(const std::string& name);
 
-/// Tensors of a case, drawn from a normal distribution with a fixed seed.
+/// Tensors of a case, drawn from a normal distribution with a fixed seed. Decode goes round several queries and caches,
+/// for both ways: what one step reads, no other step may have left in the processor's caches.
 class AttendProblem {
  public:
   AttendProblem(const AttendCase& wanted, torch::Device device);
 
   /// MoBA: out [rows, H, D], lse [H, rows]; one row for decode. Gradients can flow for "fwdbwd".
   std::tuple<torch::Tensor, torch::Tensor> moba() const;
-  /// torch's dense attention, every key up to the row's own: out [1, H, rows, D].
+  /// torch's dense attention, every key up to the row's own: out [1, H, rows, D]. Not for decode.
   torch::Tensor dense() const;
   /// The pass that is timed, and a wait for the device.
   void run_moba() const;
@@ -45,6 +48,7 @@ class AttendProblem {
   double verify() const;
 
  private:
+  torch::Tensor query(std::size_t turn) const;  // [1, H, D]
   double verify_forward(const torch::Tensor& out, const torch::Tensor& lse) const;
   double verify_backward() const;
 
@@ -54,7 +58,14 @@ class AttendProblem {
   torch::Tensor dense_q_, dense_k_, dense_v_;  // [1, H, rows, D], [1, HK, n, D], contiguous
   torch::Tensor dout_, dense_dout_;
   torch_ops::SequenceBatch batch_;
-  std::optional<torch_ops::KvCache> cache_;  // decode
+
+  struct DecodeCache {
+    torch_ops::KvCache cache;
+    torch::Tensor dense_k, dense_v;
+  };
+  torch::Tensor queries_;  // [turns, H, D]
+  std::vector<DecodeCache> caches_;
+  mutable std::size_t moba_turn_ = 0, dense_turn_ = 0;
 };
 
 }  // namespace moba::app

@@ -10,6 +10,9 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/attend_problem.h"
+#include "bench/ceiling.h"
+#include "bench/speed_table.h"
+#include "bench/stages.h"
 #include "common/command.h"
 #include "common/errors.h"
 #include "common/json_file.h"
@@ -19,6 +22,8 @@
 #include "common/output.h"
 #include "common/progress.h"
 #include "lm/util/files.h"
+#include "moba/cpu_info.h"
+#include "moba/error.h"
 
 namespace moba::app {
 namespace {
@@ -30,23 +35,26 @@ struct BenchFlags {
   std::vector<std::int64_t> n, head_dim;
   std::int64_t heads = 8, kv_heads = 0;  // 0: as many as heads
   std::int64_t block_size = 512, top_k = 3;
-  std::string dtype = "bf16";
+  std::string dtype = "bf16", kind = "moba";
   std::vector<std::string> passes;
   int repeats = 5;
-  bool quick = false;
-  std::string json;
+  bool quick = false, stages = false, goals = false;
+  std::string simd_level;
+  std::string json, svg;
 };
 
 struct BenchRow {
-  AttendCase problem;
+  SpeedGoal goal;  // without figures where none was asked for
   double error = 0;
   double ms = 0, baseline_ms = 0;  // medians
   double ms_min = 0, ms_max = 0;   // of ours
   double baseline_ms_min = 0, baseline_ms_max = 0;
+  std::vector<Stage> stages = {};
   double ratio() const { return baseline_ms / ms; }
 };
 
-std::vector<AttendCase> cases_of(const BenchFlags& flags) {
+std::vector<SpeedGoal> cases_of(const BenchFlags& flags) {
+  if (flags.goals) return speed_goals();
   const auto make = [&](const std::string& pass, std::int64_t n, std::int64_t head_dim) {
     return AttendCase{.pass = pass,
                       .n = n,
@@ -55,7 +63,8 @@ std::vector<AttendCase> cases_of(const BenchFlags& flags) {
                       .head_dim = head_dim,
                       .block_size = flags.block_size,
                       .top_k = flags.top_k,
-                      .dtype = flags.dtype};
+                      .dtype = flags.dtype,
+                      .kind = flags.kind};
   };
   const bool chosen = !flags.n.empty() || !flags.passes.empty();
   const std::vector<std::int64_t> dims = !flags.head_dim.empty() ? flags.head_dim
@@ -65,7 +74,7 @@ std::vector<AttendCase> cases_of(const BenchFlags& flags) {
   if (passes.empty())
     passes =
         chosen || flags.quick ? std::vector<std::string>{"fwd"} : std::vector<std::string>{"fwd", "fwdbwd", "decode"};
-  std::vector<AttendCase> cases;
+  std::vector<SpeedGoal> cases;
   for (const std::string& pass : passes) {
     std::vector<std::int64_t> lengths = flags.n;
     if (lengths.empty()) {
@@ -76,17 +85,10 @@ std::vector<AttendCase> cases_of(const BenchFlags& flags) {
       if (flags.quick) lengths = {8192};
     }
     for (std::int64_t n : lengths) {
-      for (std::int64_t dim : dims) cases.push_back(make(pass, n, dim));
+      for (std::int64_t dim : dims) cases.push_back({make(pass, n, dim), 0, 0, flags.simd_level});
     }
   }
   return cases;
-}
-
-template <class Work>
-double milliseconds(int calls, const Work& work) {
-  const Clock::time_point started = Clock::now();
-  for (int i = 0; i < calls; ++i) work();
-  return std::chrono::duration<double, std::milli>(Clock::now() - started).count() / calls;
 }
 
 double median(std::vector<double> values) {
@@ -94,15 +96,28 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+/// The median of some calls: short ones are disturbed by whatever else the machine does.
+template <class Work>
+double milliseconds(int calls, const Work& work) {
+  std::vector<double> times;
+  for (int i = 0; i < calls; ++i) {
+    const Clock::time_point started = Clock::now();
+    work();
+    times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - started).count());
+  }
+  return median(times);
+}
+
 /// Checks, warms up, then takes turns, so that a machine that grows slower or busier meets both alike. `sampled` is
 /// called after each turn.
 template <class Sampled>
-BenchRow measure(const AttendCase& problem, torch::Device device, int repeats, const Sampled& sampled) {
-  const AttendProblem work(problem, device);
-  BenchRow row{.problem = problem, .error = work.verify()};
+BenchRow measure(const SpeedGoal& goal, torch::Device device, int repeats, const Sampled& sampled) {
+  limit_simd_level(goal.simd_level.empty() ? nullptr : goal.simd_level.c_str());
+  const AttendProblem work(goal.problem, device);
+  BenchRow row{.goal = goal, .error = work.verify()};
   const double warm = milliseconds(1, [&] { work.run_moba(); });
   work.run_dense();
-  // A sample of at least 20 ms, so that the clock's grain and one interruption matter little.
+  // A sample of at least 20 ms, so that one interruption matters little.
   const int calls = std::clamp(static_cast<int>(20.0 / std::max(warm, 1e-3)), 1, 200);
   std::vector<double> ours, dense;
   for (int i = 0; i < repeats; ++i) {
@@ -119,31 +134,60 @@ BenchRow measure(const AttendCase& problem, torch::Device device, int repeats, c
   return row;
 }
 
-nlohmann::ordered_json to_json(const BenchRow& row) {
-  const AttendCase& problem = row.problem;
-  return {{"pass", problem.pass},
-          {"n", problem.n},
-          {"heads", problem.heads},
-          {"kv_heads", problem.kv_heads},
-          {"head_dim", problem.head_dim},
-          {"block_size", problem.block_size},
-          {"top_k", problem.top_k},
-          {"dtype", problem.dtype},
-          {"ms", row.ms},
-          {"baseline", "torch_sdpa"},
-          {"baseline_ms", row.baseline_ms},
-          {"ratio", row.ratio()},
-          {"ms_min", row.ms_min},
-          {"ms_max", row.ms_max},
-          {"baseline_ms_min", row.baseline_ms_min},
-          {"baseline_ms_max", row.baseline_ms_max},
-          {"reference_error", row.error}};
+nlohmann::ordered_json to_json(const BenchRow& row, const Ceiling& ceiling) {
+  const AttendCase& problem = row.goal.problem;
+  nlohmann::ordered_json json = {{"pass", problem.pass},
+                                 {"n", problem.n},
+                                 {"heads", problem.heads},
+                                 {"kv_heads", problem.kv_heads},
+                                 {"head_dim", problem.head_dim},
+                                 {"block_size", problem.block_size},
+                                 {"top_k", problem.top_k},
+                                 {"dtype", problem.dtype},
+                                 {"kind", problem.kind},
+                                 {"ms", row.ms},
+                                 {"baseline", "torch_sdpa"},
+                                 {"baseline_ms", row.baseline_ms},
+                                 {"ratio", row.ratio()},
+                                 {"ms_min", row.ms_min},
+                                 {"ms_max", row.ms_max},
+                                 {"baseline_ms_min", row.baseline_ms_min},
+                                 {"baseline_ms_max", row.baseline_ms_max},
+                                 {"reference_error", row.error}};
+  if (!row.goal.simd_level.empty()) json["simd_level"] = row.goal.simd_level;
+  if (row.goal.at_least > 0) {
+    json["at_least"] = row.goal.at_least;
+    json["aim"] = row.goal.aim;
+  }
+  if (!row.stages.empty()) json["stages"] = to_json(row.stages, ceiling);
+  return json;
+}
+
+std::string row_line(const BenchRow& row) {
+  const AttendCase& problem = row.goal.problem;
+  const bool full = problem.kind == "full";
+  std::string line =
+      fmt::format("  {:<7} {:>6}  {:>5}  {:>4} {:>4}  {:>4}  {:<5} {:>10.2f} {:>10.2f} {:>7.2f}x", problem.pass,
+                  problem.n, fmt::format("{}/{}", problem.heads, problem.kv_heads), problem.head_dim,
+                  full ? "full" : std::to_string(problem.block_size), full ? "" : std::to_string(problem.top_k),
+                  problem.dtype, row.ms, row.baseline_ms, row.ratio());
+  if (row.goal.at_least > 0) {
+    line += fmt::format("  {} {:g}x", row.ratio() >= row.goal.at_least ? "meets" : "MISSES", row.goal.at_least);
+  }
+  if (!row.goal.simd_level.empty()) line += "  with " + row.goal.simd_level;
+  return line + "\n";
 }
 
 int run_attend(const BenchFlags& flags) {
-  if (!flags.json.empty()) lm::check_output_path(flags.json);
+  for (const std::string* path : {&flags.json, &flags.svg}) {
+    if (!path->empty()) lm::check_output_path(*path);
+  }
   const torch::Device device = flags.device.apply();
-  const std::vector<AttendCase> cases = cases_of(flags);
+  if (device.is_cuda() && (flags.stages || flags.goals)) {
+    throw Error(ErrorCode::kUnsupported,
+                "--stages and --goals are of the CPU backend, and the device is cuda. Add --device cpu.");
+  }
+  const std::vector<SpeedGoal> cases = cases_of(flags);
   Progress progress;
   nlohmann::ordered_json json;
   json["rows"] = nlohmann::ordered_json::array();
@@ -152,23 +196,43 @@ int run_attend(const BenchFlags& flags) {
                   "  {:<7} {:>6}  {:>5}  {:>4} {:>4}  {:>4}  {:<5} {:>10} {:>10} {:>8}\n",
                   machine_line(device.is_cuda()), flags.repeats, "pass", "n", "heads", "d", "B", "k", "dtype", "ms",
                   "torch ms", "ratio"));
+  if (device.is_cpu() && has_matrix_tiles()) {
+    print("  This processor has AMX, which torch uses and libmoba does not: the goals do not apply to it.\n");
+  }
+  Ceiling ceiling;
+  std::string ceiling_dtype;
+  std::vector<SpeedBar> bars;
   std::int64_t samples = 0;
   const auto total = static_cast<std::int64_t>(cases.size()) * flags.repeats;
-  for (const AttendCase& problem : cases) {
-    const BenchRow row =
-        measure(problem, device, flags.repeats, [&] { progress.show(problem.text(), ++samples, total); });
+  for (const SpeedGoal& goal : cases) {
+    BenchRow row = measure(goal, device, flags.repeats, [&] { progress.show(goal.problem.text(), ++samples, total); });
+    if (flags.stages) {
+      if (ceiling_dtype != goal.problem.dtype) ceiling = measure_ceiling(goal.problem.dtype.c_str());
+      ceiling_dtype = goal.problem.dtype;
+      row.stages = measure_stages(goal.problem, flags.repeats);
+    }
     progress.clear();
-    const AttendCase& done = row.problem;
-    print(fmt::format("  {:<7} {:>6}  {:>5}  {:>4} {:>4}  {:>4}  {:<5} {:>10.2f} {:>10.2f} {:>7.2f}x\n", done.pass,
-                      done.n, fmt::format("{}/{}", done.heads, done.kv_heads), done.head_dim, done.block_size,
-                      done.top_k, done.dtype, row.ms, row.baseline_ms, row.ratio()));
-    json["rows"].push_back(to_json(row));
+    print(row_line(row));
+    if (flags.stages) print(stage_table(row.stages, ceiling));
+    json["rows"].push_back(to_json(row, ceiling));
+    bars.push_back({goal.name(), goal.at_least, goal.aim, row.ratio()});
+  }
+  limit_simd_level(nullptr);
+  if (flags.stages) {
+    print(fmt::format("\n  matrix rate {:.0f} GFLOP/s (torch, 2048^3, {}), read rate {:.1f} GB/s, both of this run\n",
+                      ceiling.gemm_gflops, ceiling_dtype, ceiling.read_gbs));
+    json["gemm_gflops"] = ceiling.gemm_gflops;
+    json["read_gbs"] = ceiling.read_gbs;
   }
   json["device"] = device.str();
   json["repeats"] = flags.repeats;
+  json["simd_level"] = simd_level();
   json["machine"] = describe_machine();
   json["date"] = utc_now();
   write_json(flags.json, json);
+  if (!flags.svg.empty()) {
+    lm::write_file_atomically(flags.svg, speed_table_svg(bars, machine_line(device.is_cuda()) + ", " + utc_now()));
+  }
   return kSuccess;
 }
 
@@ -208,17 +272,28 @@ void add_attend(CLI::App& bench, Action& action) {
       ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))
       ->capture_default_str()
       ->group(group);
+  command->add_option("--kind", flags->kind, "Our attention: moba, or full")
+      ->check(CLI::IsMember({"moba", "full"}))
+      ->capture_default_str()
+      ->group(group);
+  command->add_option("--simd-level", flags->simd_level, "Best SIMD level that ours may use on a CPU")
+      ->check(CLI::IsMember(compiled_simd_levels()))
+      ->group(group);
+  command->add_flag("--goals", flags->goals, "The cases and ratios that this project asks of itself; minutes");
+  command->add_flag("--stages", flags->stages, "Time each verb too, against this machine's matrix and read rates");
   command->add_option("--repeats", flags->repeats, "Samples of each, taken in turns")
       ->check(between(1, 1000))
       ->capture_default_str();
   command->add_flag("--quick", flags->quick, "One short problem unless others are named");
   command->add_option("--json", flags->json, "Write the result to this file")->type_name("OUT");
+  command->add_option("--svg", flags->svg, "Write the ratios as a picture to this file")->type_name("OUT");
   flags->device.declare(*command);
   command->footer(
       "Every answer is compared with the double-precision reference on sampled rows and heads before it is timed;\n"
       "a wrong one is exit code 1.\n\n"
       "Examples:\n"
       "  moba bench attend --device cpu --json bench.json\n"
+      "  moba bench attend --device cpu --goals --stages --threads 2 --svg speed.svg\n"
       "  moba bench attend --n 65536 --head-dim 128 --block-size 4096 --top-k 12 --threads 2");
   command->callback([flags, &action] {
     if (flags->kv_heads != 0 && flags->heads % flags->kv_heads != 0) {

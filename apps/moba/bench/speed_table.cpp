@@ -1,0 +1,88 @@
+#include "bench/speed_table.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "report/svg_charts.h"
+
+namespace moba::app {
+
+std::string SpeedGoal::name() const {
+  const std::string pass = problem.pass == "fwdbwd" ? "forward + backward"
+                           : problem.pass == "fwd"  ? "forward"
+                                                    : "decode";
+  const std::string choice =
+      problem.kind == "full" ? "full" : fmt::format("B {} k {}", problem.block_size, problem.top_k);
+  const std::string heads =
+      problem.kv_heads == problem.heads ? "" : fmt::format(", {}/{} heads", problem.heads, problem.kv_heads);
+  return fmt::format("{} {}K, {}{}, d {}, {}{}", pass, problem.n / 1024, choice, heads, problem.head_dim, problem.dtype,
+                     simd_level.empty() ? "" : ", ours " + simd_level);
+}
+
+std::vector<SpeedGoal> speed_goals() {
+  std::vector<SpeedGoal> goals;
+  const auto add = [&](AttendCase problem, double at_least, double aim, const char* simd_level = "") {
+    for (const std::int64_t dim : {64, 128}) {
+      if (problem.kv_heads != problem.heads && dim == 64) continue;
+      problem.head_dim = dim;
+      goals.push_back({problem, at_least, aim, simd_level});
+    }
+  };
+  add({.pass = "fwd", .n = 8192}, 3.5, 5);
+  add({.pass = "fwd", .n = 32768}, 12, 18);
+  add({.pass = "fwd", .n = 32768, .block_size = 128, .top_k = 8}, 12, 20);
+  add({.pass = "fwdbwd", .n = 16384}, 5, 8);
+  add({.pass = "decode", .n = 131072}, 200, 400);
+  add({.pass = "fwd", .n = 8192, .kind = "full"}, 1.3, 1.7);
+  add({.pass = "fwd", .n = 16384, .heads = 32, .kv_heads = 8}, 6, 9);
+  add({.pass = "fwd", .n = 8192, .dtype = "fp32"}, 2.5, 2.5);
+  add({.pass = "fwd", .n = 32768, .dtype = "fp32"}, 9, 9);
+  add({.pass = "fwd", .n = 8192}, 2, 2, "AVX-512");
+  add({.pass = "fwd", .n = 32768}, 7, 7, "AVX-512");
+  return goals;
+}
+
+std::string speed_table_svg(const std::vector<SpeedBar>& bars, const std::string& machine) {
+  constexpr double kLeft = 330, kWidth = 520, kRow = 26, kTop = 40;
+  double most = 10;
+  for (const SpeedBar& bar : bars) most = std::max({most, bar.ratio, bar.aim});
+  const double decades = std::log10(most * 1.5);
+  const auto x = [&](double ratio) { return kLeft + kWidth * std::log10(std::max(ratio, 1.0)) / decades; };
+  const double height = kTop + kRow * static_cast<double>(bars.size()) + 46;
+
+  std::string body;
+  for (double tick = 1; tick <= most * 1.5; tick *= 10) {
+    body += fmt::format(
+        "<line x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1}\" y2=\"{2:.1f}\" class=\"grid\"/>"
+        "<text x=\"{0:.1f}\" y=\"{3:.1f}\" class=\"soft middle\">{4:g}×</text>\n",
+        x(tick), kTop, height - 44, height - 28, tick);
+  }
+  for (std::size_t i = 0; i < bars.size(); ++i) {
+    const SpeedBar& bar = bars[i];
+    const double y = kTop + kRow * static_cast<double>(i);
+    body += fmt::format(
+        "<text x=\"{:.1f}\" y=\"{:.1f}\" class=\"end\">{}</text>"
+        "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"16\" rx=\"3\" class=\"bar\"/>"
+        "<text x=\"{:.1f}\" y=\"{:.1f}\">{:.1f}×</text>\n",
+        kLeft - 10, y + 16, escape_html(bar.name), kLeft, y + 4, x(bar.ratio) - kLeft, x(bar.ratio) + 6, y + 16,
+        bar.ratio);
+    body += fmt::format("<line x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1:.1f}\" y2=\"{2:.1f}\" class=\"goal\"/>\n",
+                        x(bar.at_least), y + 2, y + 22);
+  }
+  return fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0:.0f} {1:.0f}\" role=\"img\">\n<title>Speed of "
+      "libmoba "
+      "over torch's dense attention</title>\n<style>text {{ font: 13px system-ui, sans-serif; fill: #191c20; }} "
+      ".soft {{ fill: #5d6570; }} .middle {{ text-anchor: middle; }} .end {{ text-anchor: end; }} .grid {{ stroke: "
+      "#e3e4df; }} "
+      ".bar {{ fill: #0c7c86; }} .goal {{ stroke: #c2621b; stroke-width: 2; }}</style>\n"
+      "<rect width=\"{0:.0f}\" height=\"{1:.0f}\" fill=\"#ffffff\"/>\n"
+      "<text x=\"10\" y=\"22\">Times faster than torch's dense attention in the same run; the mark is what was asked "
+      "for"
+      "</text>\n{2}<text x=\"10\" y=\"{3:.0f}\" class=\"soft\">{4}</text>\n</svg>\n",
+      kLeft + kWidth + 80, height, body, height - 8, escape_html(machine));
+}
+
+}  // namespace moba::app

@@ -1,0 +1,181 @@
+#include "bench/stages.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include <fmt/format.h>
+
+#include "bindings/torch/core.h"
+#include "moba/pipeline.h"
+
+namespace moba::app {
+
+using torch_ops::TorchContext;
+using torch_ops::view_of;
+
+namespace {
+
+template <class Work>
+double median_ms(int repeats, const Work& work) {
+  std::vector<double> times;
+  for (int i = 0; i < repeats; ++i) {
+    const auto started = std::chrono::steady_clock::now();
+    work(i);
+    times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started).count());
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+/// (row, key) pairs of one query head, and (row, past block) pairs.
+struct Pairs {
+  double keys = 0, blocks = 0;
+};
+
+Pairs count_pairs(const AttendCase& problem, std::int64_t rows) {
+  Pairs pairs;
+  for (std::int64_t position = problem.n - rows; position < problem.n; ++position) {
+    if (problem.kind == "full") {
+      pairs.keys += static_cast<double>(position + 1);
+      continue;
+    }
+    const std::int64_t past = position / problem.block_size;
+    pairs.blocks += static_cast<double>(past);
+    pairs.keys +=
+        static_cast<double>(std::min(problem.top_k - 1, past) * problem.block_size + position % problem.block_size + 1);
+  }
+  return pairs;
+}
+
+double gbyte(std::initializer_list<torch::Tensor> tensors) {
+  double bytes = 0;
+  for (const torch::Tensor& tensor : tensors) bytes += static_cast<double>(tensor.nbytes());
+  return 1e-9 * bytes;
+}
+
+}  // namespace
+
+std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
+  const torch::NoGradGuard no_gradients;
+  torch::manual_seed(20250218);
+  constexpr std::int64_t kQueries = 64;  // of decode, taken in turns
+  const bool decode = problem.pass == "decode";
+  const std::int64_t rows = decode ? 1 : problem.n, calls = decode ? 10 * repeats : repeats;
+  const auto draw = [&](std::int64_t count, std::int64_t heads) {
+    return torch::randn({count, heads, problem.head_dim}, torch::kFloat32).to(dtype_of(problem.dtype));
+  };
+  const torch::Tensor queries = draw(decode ? kQueries : rows, problem.heads);
+  const torch::Tensor k = draw(problem.n, problem.kv_heads), v = draw(problem.n, problem.kv_heads);
+  const auto query = [&](std::int64_t turn) { return decode ? queries.narrow(0, turn % kQueries, 1) : queries; };
+  const torch::Tensor out = torch::empty_like(query(0)), lse = torch::empty({problem.heads, rows});
+  const torch::Tensor offsets_q = torch::tensor({std::int64_t{0}, rows}, torch::kInt64);
+  const torch::Tensor offsets_k = torch::tensor({std::int64_t{0}, problem.n}, torch::kInt64);
+  const PackedBatch batch{view_of(offsets_q), view_of(offsets_k), rows, problem.n};
+
+  TorchContext context;
+  const Backend& backend = cpu_backend();
+  const AttentionOptions options = problem.options();
+  Selection selection = plan_selection(options, rows, problem.heads, problem.kv_heads, problem.n);
+  const Pairs pairs = count_pairs(problem, rows);
+  const double heads = static_cast<double>(problem.heads), dim = static_cast<double>(problem.head_dim);
+  std::vector<Stage> stages;
+  torch::Tensor representatives, blocks;
+  if (selection.kind == SelectionKind::kList) {
+    representatives =
+        torch::empty({block_rows(problem.n, 1, problem.block_size), problem.kv_heads, problem.head_dim}, k.options());
+    blocks = torch::empty({rows, selection.selection_heads(), selection.budget()}, torch::kInt32);
+    selection.blocks = view_of(blocks);
+    const auto pooled = [&](std::int64_t) {
+      pool(context, backend, {view_of(k), batch, problem.block_size, view_of(representatives)});
+    };
+    pooled(0);
+    // A cache keeps its representatives; one shot pools them anew.
+    if (!decode) {
+      stages.push_back({"pool", median_ms(repeats, pooled), 0, gbyte({k, representatives})});
+    }
+    const auto choose = [&](std::int64_t turn) {
+      const torch::Tensor q = query(turn);
+      select(context, backend, options, view_of(q), view_of(k), view_of(representatives), batch, selection);
+    };
+    choose(0);
+    stages.push_back({"select", median_ms(static_cast<int>(calls), choose), 2e-9 * pairs.blocks * heads * dim,
+                      gbyte({query(0), representatives, blocks})});
+  }
+  const auto attended = [&](std::int64_t turn) {
+    const torch::Tensor q = query(turn);
+    attend(context, backend,
+           {view_of(q), view_of(k), view_of(v), batch, selection, options.softmax_scale, {view_of(out), view_of(lse)}});
+  };
+  attended(0);
+  // Decode reads the keys of every key/value head that one of its query heads sees: at least those of one of them.
+  const double seen = 2e-9 * pairs.keys * static_cast<double>(problem.kv_heads * k.element_size()) * dim;
+  double attend_ms = 0;
+  if (decode) {  // other queries want other blocks; the choice is not timed
+    std::vector<double> times;
+    for (std::int64_t turn = 0; turn < calls; ++turn) {
+      if (blocks.defined()) {
+        const torch::Tensor q = query(turn);
+        select(context, backend, options, view_of(q), view_of(k), view_of(representatives), batch, selection);
+      }
+      times.push_back(median_ms(1, [&](std::int64_t) { attended(turn); }));
+    }
+    std::sort(times.begin(), times.end());
+    attend_ms = times[times.size() / 2];
+  } else {
+    attend_ms = median_ms(repeats, attended);
+  }
+  stages.push_back({"attend", attend_ms, 4e-9 * pairs.keys * heads * dim, decode ? seen : gbyte({queries, k, v, out})});
+
+  if (problem.pass == "fwdbwd") {
+    const torch::Tensor dout = draw(rows, problem.heads);
+    const torch::Tensor dq = torch::empty_like(queries), dk = torch::empty_like(k), dv = torch::empty_like(v);
+    const auto backward = [&](std::int64_t) {
+      attend_backward(context, backend,
+                      {view_of(queries),
+                       view_of(k),
+                       view_of(v),
+                       batch,
+                       selection,
+                       options.softmax_scale,
+                       view_of(out),
+                       view_of(lse),
+                       view_of(dout),
+                       {},
+                       view_of(dq),
+                       view_of(dk),
+                       view_of(dv)});
+    };
+    stages.push_back({"attend_backward", median_ms(repeats, backward), 10e-9 * pairs.keys * heads * dim,
+                      gbyte({queries, k, v, out, dout, dq, dk, dv})});
+  }
+  return stages;
+}
+
+std::string stage_table(const std::vector<Stage>& stages, const Ceiling& ceiling) {
+  double total = 0;
+  for (const Stage& stage : stages) total += stage.ms;
+  std::string table;
+  for (const Stage& stage : stages) {
+    table += fmt::format(
+        "    {:<16} {:>10.3f} ms {:>4.0f}%  {:>8.1f} GFLOP/s {:>4.0f}% of the matrix rate  {:>6.1f} GB/s "
+        "{:>4.0f}% of the read rate\n",
+        stage.verb, stage.ms, 100 * stage.ms / total, stage.gflops(), 100 * stage.gflops() / ceiling.gemm_gflops,
+        stage.gbs(), 100 * stage.gbs() / ceiling.read_gbs);
+  }
+  return table;
+}
+
+nlohmann::ordered_json to_json(const std::vector<Stage>& stages, const Ceiling& ceiling) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::array();
+  for (const Stage& stage : stages) {
+    json.push_back({{"verb", stage.verb},
+                    {"ms", stage.ms},
+                    {"gflops", stage.gflops()},
+                    {"gemm_share", stage.gflops() / ceiling.gemm_gflops},
+                    {"gbs", stage.gbs()},
+                    {"read_share", stage.gbs() / ceiling.read_gbs}});
+  }
+  return json;
+}
+
+}  // namespace moba::app

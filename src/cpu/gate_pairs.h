@@ -1,0 +1,152 @@
+// The gate by products of bfloat16 pairs: scores [blocks][64 query rows], so that the best blocks of 64 rows are kept
+// side by side. As in gate.h a score is one chain over the heads of a list and the head dim, whatever the tile.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/pairs.h"
+#include "cpu/problem.h"
+
+namespace moba::cpu {
+
+/// Scores of 64 rows (`lanes` of them real) against the blocks [block, block + count) of their sequence.
+struct GateTile {
+  std::int64_t row_begin, lanes;
+  std::int64_t block, count;
+  const float* scores;       // [count][64]
+  const std::int32_t* past;  // [64]: each row's number of past blocks
+};
+
+class PairGate {
+ public:
+  /// With so few rows the lanes are blocks: 64 representatives are laid out for each product, and none is idle.
+  static constexpr std::int64_t kFewRowsOfGate = 4;
+
+  static bool serves(const ConstTensorView& q) { return q.dtype == DType::kBFloat16 && pair_kernels() != nullptr; }
+
+  PairGate(Context& context, const ConstTensorView& q, const ConstTensorView& representatives, std::int64_t,
+           std::int64_t heads_of_list)
+      : q_(q),
+        representatives_(representatives),
+        dim_(q.shape[2]),
+        row_(padded(dim_) / 2),
+        heads_of_list_(heads_of_list),
+        kernels_(*pair_kernels()),
+        blocks_(context, heads_of_list * kBlocksOfATile * row_, "a tile of representatives"),
+        lanes_(context, heads_of_list * row_ * kPairRows, "query rows"),
+        scores_(context, kPairKeys * kPairRows, "a tile of scores") {}
+
+  static std::int64_t bytes(std::int64_t dim, std::int64_t, std::int64_t heads_of_list) {
+    return 4 * (heads_of_list * padded(dim) / 2 * (kBlocksOfATile + kPairRows) + kPairKeys * kPairRows);
+  }
+
+  /// Calls use(tile) for tiles of past blocks, in ascending order for each row, of the packed rows
+  /// [row_begin, row_begin + rows) of list `list` (of q.heads / heads_of_list).
+  template <class Use>
+  void run_tiles(const Sequence& sequence, std::int64_t block_size, std::int64_t list, std::int64_t row_begin,
+                 std::int64_t rows, Use&& use) {
+    const auto past = [&](std::int64_t row) { return std::max<std::int64_t>(0, sequence.position(row)) / block_size; };
+    const std::int64_t most = past(row_begin + rows - 1);
+    for (std::int64_t tile = 0; tile < most; tile += kBlocksOfATile) {
+      load_blocks(sequence.first_block_row(block_size) + tile, std::min(kBlocksOfATile, most - tile), list);
+      for (std::int64_t first = row_begin; first < row_begin + rows; first += kPairRows) {
+        const std::int64_t lanes = std::min(kPairRows, row_begin + rows - first);
+        const std::int64_t end = std::min(tile + kBlocksOfATile, past(first + lanes - 1));
+        if (end <= tile) continue;
+        std::int32_t past_of_lane[kPairRows] = {};
+        for (std::int64_t i = 0; i < lanes; ++i) past_of_lane[i] = static_cast<std::int32_t>(past(first + i));
+        load_rows(first, lanes, list);
+        for (std::int64_t block = tile; block < end; block += kPairKeys) {
+          const std::int64_t count = std::min(kPairKeys, end - block);
+          multiply(block - tile, count, lanes);
+          use(GateTile{first, lanes, block, count, scores_.data(), past_of_lane});
+        }
+      }
+    }
+  }
+
+  /// The same as calls use(row, first block, count, scores) for each row.
+  template <class Use>
+  void run(const Sequence& sequence, std::int64_t block_size, std::int64_t list, std::int64_t row_begin,
+           std::int64_t rows, Use&& use) {
+    if (rows <= kFewRowsOfGate) {
+      for (std::int64_t row = row_begin; row < row_begin + rows; ++row) run_row(sequence, block_size, list, row, use);
+      return;
+    }
+    run_tiles(sequence, block_size, list, row_begin, rows, [&](const GateTile& tile) {
+      float of_row[kPairKeys];
+      for (std::int64_t i = 0; i < tile.lanes; ++i) {
+        const std::int64_t visible = std::min(tile.count, tile.past[i] - tile.block);
+        for (std::int64_t b = 0; b < visible; ++b) of_row[b] = tile.scores[b * kPairRows + i];
+        if (visible > 0) use(tile.row_begin + i, tile.block, visible, of_row);
+      }
+    });
+  }
+
+ private:
+  static constexpr std::int64_t kBlocksOfATile = 256;
+
+  template <class Use>
+  void run_row(const Sequence& sequence, std::int64_t block_size, std::int64_t list, std::int64_t row, Use&& use) {
+    const std::int64_t past = std::max<std::int64_t>(0, sequence.position(row)) / block_size;
+    for (std::int64_t block = 0; block < past; block += kPairRows) {
+      const std::int64_t count = std::min(kPairRows, past - block);
+      for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+        const std::int64_t head = list * heads_of_list_ + h;
+        const std::int64_t kv_head = head * representatives_.shape[1] / q_.shape[1];
+        const std::int64_t first = sequence.first_block_row(block_size) + block;
+        kernels_.pack_lanes(pair_source(rows_of(representatives_, first, kv_head, count)), lanes_.data());
+        kernels_.copy_rows(pair_source(rows_of(q_, row, head, 1)), blocks_.data(), row_);
+        kernels_.multiply({.m = 1,
+                           .n = count,
+                           .pairs = pairs_of(dim_),
+                           .a = blocks_.data(),
+                           .a_row = row_,
+                           .b = lanes_.data(),
+                           .c = scores_.data(),
+                           .c_row = kPairRows,
+                           .accumulate = h > 0});
+      }
+      use(row, block, count, scores_.data());
+    }
+  }
+
+  void load_blocks(std::int64_t first, std::int64_t count, std::int64_t list) {
+    for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+      const std::int64_t kv_head = (list * heads_of_list_ + h) * representatives_.shape[1] / q_.shape[1];
+      kernels_.copy_rows(pair_source(rows_of(representatives_, first, kv_head, count)),
+                         blocks_.data() + h * kBlocksOfATile * row_, row_);
+    }
+  }
+
+  void load_rows(std::int64_t first, std::int64_t lanes, std::int64_t list) {
+    for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+      kernels_.pack_lanes(pair_source(rows_of(q_, first, list * heads_of_list_ + h, lanes)),
+                          lanes_.data() + h * row_ * kPairRows);
+    }
+  }
+
+  void multiply(std::int64_t block, std::int64_t count, std::int64_t lanes) const {
+    for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+      kernels_.multiply({.m = count,
+                         .n = lanes,
+                         .pairs = pairs_of(dim_),
+                         .a = blocks_.data() + (h * kBlocksOfATile + block) * row_,
+                         .a_row = row_,
+                         .b = lanes_.data() + h * row_ * kPairRows,
+                         .c = scores_.data(),
+                         .c_row = kPairRows,
+                         .accumulate = h > 0});
+    }
+  }
+
+  const ConstTensorView& q_;
+  const ConstTensorView& representatives_;
+  std::int64_t dim_, row_, heads_of_list_;
+  const PairKernels& kernels_;
+  Scratch<Pair> blocks_, lanes_;
+  Scratch<float> scores_;
+};
+
+}  // namespace moba::cpu
