@@ -87,6 +87,9 @@ void look_at_cpu(Findings& findings) {
   findings.fact("name", cpu_name());
   findings.fact("features", cpu_features());
   findings.fact("SIMD level", fmt::format("{} (built in: {})", simd_level(), fmt::join(compiled_simd_levels(), ", ")));
+  if (has_matrix_tiles()) {
+    findings.fact("AMX", "torch uses it and libmoba does not: the published ratios to torch do not apply here");
+  }
   findings.fact("cores",
                 fmt::format("{} seen, {} threads used", std::thread::hardware_concurrency(), at::get_num_threads()));
   findings.section("backends");
