@@ -6,7 +6,7 @@ DEMO_OUT ?= $(BUILD)/demo
 # Long real text that every Debian and Ubuntu has; TEXT="a.txt b.txt" names your own.
 TEXT ?= $(wildcard /usr/share/common-licenses/*[0-9])
 
-.PHONY: help deps build python demo test test-core test-python test-aarch64 check format bundle bench clean
+.PHONY: help deps build python demo test test-core test-python test-aarch64 check format bundle bench clean fuzz
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,12 @@ test-python: python
 
 test-aarch64:  ## the core's tests on emulated 64-bit Arm (qemu-user; slow)
 	@scripts/test_aarch64.sh
+
+fuzz:  ## random cases against the reference until Ctrl-C; a failure prints the seed that repeats it (FUZZ="--seed N")
+	@scripts/install_deps.sh test
+	@cmake -S . -B $(BUILD)-core -G Ninja -DMOBA_TORCH=OFF -DMOBA_TESTS=ON > /dev/null
+	@cmake --build $(BUILD)-core -j $(JOBS) --target property_fuzz
+	$(BUILD)-core/tests/fuzz/property_fuzz $(FUZZ)
 
 check:  ## format, layering and file-size rules
 	@scripts/install_deps.sh test
