@@ -3,8 +3,10 @@
 #include <fmt/core.h>
 #include <toml++/toml.h>
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
+#include <string_view>
 
 #include "lm/util/files.h"
 #include "moba/error.h"
@@ -37,8 +39,45 @@ json to_json(const toml::node& node, const std::string& source) {
                    node.source().begin.line));
 }
 
+// The line of the first character beyond ASCII that stands neither in a string nor in a comment, or 0. TOML has none
+// there, but toml++ 3.3 does not refuse them all: U+00A1 to U+0499 reach a branch that it promises the compiler is
+// never taken.
+std::int64_t line_of_stray_character(std::string_view text) {
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  std::int64_t line = 1;
+  char quote = 0;  // of the string we are in, or 0
+  bool multi_line = false;
+  for (std::size_t i = text.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0; i < text.size(); ++i) {
+    const char c = text[i];
+    const bool three = (c == '"' || c == '\'') && text.substr(i, 3) == std::string(3, c);
+    if (c == '\n') ++line;
+    if (quote == 0) {
+      if (c == '#') {
+        i = std::min(text.find('\n', i), text.size()) - 1;
+      } else if (c == '"' || c == '\'') {
+        quote = c;
+        multi_line = three;
+        if (three) i += 2;
+      } else if ((static_cast<unsigned char>(c) & 0x80u) != 0) {
+        return line;
+      }
+    } else if (quote == '"' && c == '\\') {
+      if (i + 1 < text.size() && text[i + 1] == '\n') ++line;
+      ++i;
+    } else if (!multi_line && (c == quote || c == '\n')) {
+      quote = 0;
+    } else if (multi_line && c == quote && three) {
+      i += 2;
+      for (int more = 0; more < 2 && i + 1 < text.size() && text[i + 1] == quote; ++more) ++i;  // they end the text
+      quote = 0;
+    }
+  }
+  return 0;
+}
+
 // The value of an override, or nothing when the text is no TOML value.
 std::optional<json> parse_value(const std::string& text) {
+  if (line_of_stray_character(text) != 0) return std::nullopt;
   try {
     const toml::table table = toml::parse("value = " + text);
     if (table.size() != 1) return std::nullopt;  // a line break smuggled in a second key
@@ -63,6 +102,10 @@ std::optional<std::size_t> as_index(const std::string& text) {
 }  // namespace
 
 json parse_toml(const std::string& text, const std::string& source) {
+  if (const std::int64_t line = line_of_stray_character(text); line != 0) {
+    fail(fmt::format("{}: line {}: not TOML: a character that is not ASCII outside of a string; put it in quotes",
+                     source, line));
+  }
   try {
     return to_json(toml::parse(text, source), source);
   } catch (const toml::parse_error& error) {

@@ -248,6 +248,13 @@ TEST_P(ExtremesTest, OptionsNearTheLargestNumberAreFullAttention) {
   }
 }
 
+// A bound on the length that is no length gives an empty list here, and an error where it is used.
+TEST(ExtremesOptions, LeastMaximumOfTheLength) {
+  const Selection planned = plan_selection(AttentionOptions(), 8, 2, 2, std::numeric_limits<std::int64_t>::min());
+  EXPECT_EQ(planned.kind, SelectionKind::kList);
+  EXPECT_EQ(planned.budget(), 0);
+}
+
 // int64 offsets whose low 32 bits look right: they are read whole, clamped and reported.
 TEST_P(ExtremesTest, OffsetsBeyond32Bits) {
   AttentionOptions options;
