@@ -56,7 +56,7 @@ sanitize:  ## the core's tests under AddressSanitizer with UBSan, then ThreadSan
 check-clang:  ## core, tests, example and the out-of-tree project with clang++, warnings as errors
 	@cmake -S . -B $(BUILD)-clang -G Ninja -DMOBA_TORCH=OFF -DMOBA_TESTS=ON -DMOBA_WERROR=ON -DCMAKE_CXX_COMPILER=clang++ > /dev/null
 	@cmake --build $(BUILD)-clang -j $(JOBS)
-	@CXX=clang++ CXXFLAGS="-Wall -Wextra -Wshadow -Werror" ctest --test-dir $(BUILD)-clang -R core_install --output-on-failure --no-tests=error
+	@ctest --test-dir $(BUILD)-clang -R core_install --output-on-failure --no-tests=error
 
 tidy:  ## clang-tidy over the core: bugprone, performance, names
 	@scripts/tidy.sh
