@@ -6,7 +6,7 @@ DEMO_OUT ?= $(BUILD)/demo
 # Long real text that every Debian and Ubuntu has; TEXT="a.txt b.txt" names your own.
 TEXT ?= $(wildcard /usr/share/common-licenses/*[0-9])
 
-.PHONY: help deps build python demo test test-core test-python test-aarch64 check format bundle bench clean
+.PHONY: help deps build python demo test test-core test-python test-aarch64 check format bundle bench clean fuzz fuzz-readers sanitize check-clang tidy
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,27 @@ test-python: python
 
 test-aarch64:  ## the core's tests on emulated 64-bit Arm (qemu-user; slow)
 	@scripts/test_aarch64.sh
+
+fuzz:  ## random cases against the reference until Ctrl-C; a failure prints the seed that repeats it (FUZZ="--seed N")
+	@scripts/install_deps.sh test
+	@cmake -S . -B $(BUILD)-core -G Ninja -DMOBA_TORCH=OFF -DMOBA_TESTS=ON > /dev/null
+	@cmake --build $(BUILD)-core -j $(JOBS) --target property_fuzz
+	$(BUILD)-core/tests/fuzz/property_fuzz $(FUZZ)
+
+fuzz-readers:  ## libFuzzer on the C++ API and each file reader, 60 s each (FUZZ="600 toml": seconds, names); needs clang
+	@scripts/fuzz.sh $(FUZZ)
+
+sanitize:  ## the core's tests under AddressSanitizer with UBSan, then ThreadSanitizer (SANITIZE=thread: one of them)
+	@scripts/install_deps.sh test
+	@scripts/sanitize.sh $(SANITIZE)
+
+check-clang:  ## core, tests, example and the out-of-tree project with clang++, warnings as errors
+	@cmake -S . -B $(BUILD)-clang -G Ninja -DMOBA_TORCH=OFF -DMOBA_TESTS=ON -DMOBA_WERROR=ON -DCMAKE_CXX_COMPILER=clang++ > /dev/null
+	@cmake --build $(BUILD)-clang -j $(JOBS)
+	@ctest --test-dir $(BUILD)-clang -R core_install --output-on-failure --no-tests=error
+
+tidy:  ## clang-tidy over the core: bugprone, performance, names
+	@scripts/tidy.sh
 
 check:  ## format, layering and file-size rules
 	@scripts/install_deps.sh test

@@ -153,6 +153,17 @@ std::string shape_text(const ConstTensorView& view) {
   return text + "]";
 }
 
+void check_countable(const std::string& argument, const ConstTensorView& view) {
+  std::int64_t left = std::numeric_limits<std::int64_t>::max() / 8;  // in elements of at most 8 bytes
+  for (int axis = 0; axis < view.rank; ++axis) {
+    const std::int64_t extent = view.shape[static_cast<std::size_t>(axis)];
+    if (extent > 1) {
+      require(extent <= left, argument, shape_text(view), "of fewer than 2^63 bytes", "No memory holds such a tensor.");
+      left /= extent;
+    }
+  }
+}
+
 void check_tensor(const Backend& backend, const char* argument, const ConstTensorView& view, DType dtype,
                   std::initializer_list<std::int64_t> shape, const char* axes) {
   check_rank(argument, view, static_cast<int>(shape.size()), axes);
@@ -163,6 +174,7 @@ void check_tensor(const Backend& backend, const char* argument, const ConstTenso
     same = same && view.shape[axis] >= 0 && (extent < 0 || view.shape[axis] == extent);
     ++axis;
   }
+  check_countable("the shape of " + name, view);
   require(same, "the shape of " + name, shape_text(view), std::string(axes) + " = " + list_text(shape),
           "Check it against the other arguments.");
   require(

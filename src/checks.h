@@ -33,6 +33,9 @@ void check_queries_and_keys(const Backend& backend, const ConstTensorView& q, co
 /// An extent list as "[4, 2, 64]".
 std::string shape_text(const ConstTensorView& view);
 
+/// The bytes of the view can be counted in 64 bits. Axes of 0 count as 1: what is empty must be so without an overflow.
+void check_countable(const std::string& argument, const ConstTensorView& view);
+
 /// A tensor that must be present, of this dtype and shape, on the device of the backend, last axis contiguous.
 /// `axes` says the shape in words, such as "[Tk, HK, D]"; an extent of -1 is free.
 void check_tensor(const Backend& backend, const char* argument, const ConstTensorView& view, DType dtype,

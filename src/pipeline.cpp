@@ -83,6 +83,7 @@ void attention(Context& context, const Backend& backend, const AttentionOptions&
                ConstTensorView k, ConstTensorView v, const PackedBatch& batch, Partial result) {
   check_queries_and_keys(backend, q, k);
   Selection selection = plan_selection(options, q.shape[0], q.shape[1], k.shape[1], batch.max_seqlen_k);
+  check_countable("the list of chosen blocks (Tq x H x budget)", selection.blocks);
   const std::int64_t entries = selection.blocks.present() ? selection.blocks.numel() : 0;
   Scratch<std::int32_t> list(context, entries, "the list of chosen blocks");
   selection.blocks.data = list.data();

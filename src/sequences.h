@@ -27,7 +27,9 @@ struct Sequence {
 
   /// The position of a packed row among the keys: queries are aligned to the end of the keys. Negative: sees no key.
   std::int64_t position(std::int64_t row) const { return row - q_begin + k_length - q_length; }
-  std::int64_t blocks(std::int64_t block_size) const { return (k_length + block_size - 1) / block_size; }
+  std::int64_t blocks(std::int64_t block_size) const {
+    return k_length / block_size + (k_length % block_size > 0);  // the sum with a block size near 2^63 would overflow
+  }
   /// The row of block 0 in `representatives`; see block_rows().
   std::int64_t first_block_row(std::int64_t block_size) const { return k_begin / block_size + index; }
 };

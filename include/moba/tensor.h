@@ -55,10 +55,10 @@ struct BasicTensorView {
       : data(data_in), dtype(dtype_in), device(device_in), rank(static_cast<int>(shape_in.size())) {
     int axis = 0;
     for (std::int64_t extent : shape_in) shape[static_cast<std::size_t>(axis++)] = extent;
-    std::int64_t step = 1;
+    std::uint64_t step = 1;  // wraps for a shape that no memory holds; the checks of every call refuse such shapes
     for (axis = rank - 1; axis >= 0; --axis) {
-      stride[static_cast<std::size_t>(axis)] = step;
-      step *= shape[static_cast<std::size_t>(axis)];
+      stride[static_cast<std::size_t>(axis)] = static_cast<std::int64_t>(step);
+      step *= static_cast<std::uint64_t>(shape[static_cast<std::size_t>(axis)]);
     }
   }
 

@@ -17,7 +17,7 @@ Selection plan(const AttentionOptions& options, const Extents& extents) {
   if (options.compat_topk1_full && options.top_k == 1) return selection;
   selection.kind = SelectionKind::kList;
   selection.block_size = options.block_size;
-  const std::int64_t past_blocks = std::max<std::int64_t>(extents.max_seqlen_k - 1, 0) / options.block_size;
+  const std::int64_t past_blocks = (std::max<std::int64_t>(extents.max_seqlen_k, 1) - 1) / options.block_size;
   const std::int64_t budget = std::min(options.top_k - 1, past_blocks);
   selection.blocks = TensorView(nullptr, DType::kInt32, {extents.total_q, extents.heads, budget});
   return selection;

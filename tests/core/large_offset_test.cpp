@@ -84,6 +84,43 @@ TEST_P(LargeOffsetTest, RowsFarApartGiveTheBitsOfRowsSideBySide) {
   EXPECT_TRUE(dv.equals(expected.dv));
 }
 
+// A cache whose tokens and representatives lie as far apart: appended, read, cut and appended again.
+TEST_P(LargeOffsetTest, CacheRowsFarApartGiveTheBitsOfRowsSideBySide) {
+  cases::Case c;
+  c.dtype = DType::kBFloat16;
+  c.heads = 2;
+  c.kv_heads = 1;
+  c.head_dim = c.value_dim = 16;
+  c.options.block_size = 2;
+  c.options.top_k = 2;
+  c.q_lengths = c.k_lengths = {6};
+  const Problem problem(c);
+  HostTensor near_k(DType::kBFloat16, {6, 1, 16}), near_v(DType::kBFloat16, {6, 1, 16});
+  HostTensor near_means(DType::kBFloat16, {block_rows(6, 1, 2), 1, 16});
+  HostTensor near_sum(DType::kFloat32, {1, 16}), far_sum(DType::kFloat32, {1, 16});
+  const SpreadTensor far_k(near_k), far_v(near_v), far_means(near_means);
+  for (const SpreadTensor* tensor : {&far_k, &far_v, &far_means}) {
+    if (!tensor->mapped()) GTEST_SKIP() << "this system gives no 70 GB of address space";
+  }
+  KvCache near_cache{near_k.view(), near_v.view(), near_means.view(), near_sum.view(), 2, 0};
+  KvCache far_cache{far_k.view(), far_v.view(), far_means.view(), far_sum.view(), 2, 0};
+  const auto step = [&](KvCache& cache) {
+    append(context, backend(), cache, problem.k.view(), problem.v.view());
+    truncate(context, backend(), cache, 3);
+    TensorView k = problem.k.view(), v = problem.v.view();
+    k.shape[0] = v.shape[0] = 3;
+    append(context, backend(), cache, k, v);
+    HostTensor out(DType::kBFloat16, {6, 2, 16}), lse(DType::kFloat32, {2, 6});
+    attend_cached(context, backend(), cache, c.options, problem.q.view(), {out.view(), lse.view()});
+    return out;
+  };
+  const HostTensor expected = step(near_cache), out = step(far_cache);
+  EXPECT_TRUE(cases::same_bits(out, expected));
+  EXPECT_TRUE(far_k.equals(near_k));
+  EXPECT_TRUE(far_v.equals(near_v));
+  EXPECT_TRUE(far_means.equals(near_means));
+}
+
 INSTANTIATE_TEST_SUITE_P(All, LargeOffsetTest, ::testing::ValuesIn(backends()), backend_name);
 
 }  // namespace

@@ -1,12 +1,13 @@
 // Random problems: shapes, lengths, options, dtypes and lists that nobody thought of.
 #include <algorithm>
-#include <random>
+#include <cstdlib>
+#include <iostream>
 #include <sstream>
 
 #include "cases/compare.h"
 #include "cases/dense.h"
+#include "core/property_case.h"
 #include "core/support.h"
-#include "dtype.h"
 
 namespace moba::test {
 namespace {
@@ -15,19 +16,63 @@ using cases::Case;
 using cases::HostTensor;
 using cases::Problem;
 
-class Chance {
- public:
-  explicit Chance(std::uint64_t seed) : random_(seed) {}
-  std::int64_t between(std::int64_t low, std::int64_t high) {
-    return std::uniform_int_distribution<std::int64_t>(low, high)(random_);
+/// So many cases that the tests of the repository run 10,000 or more; MOBA_PROPERTY_PERCENT shortens them where each
+/// takes many times as long (sanitizers, emulation).
+std::uint64_t share_of(std::uint64_t cases) {
+  const char* percent = std::getenv("MOBA_PROPERTY_PERCENT");
+  return percent == nullptr ? cases : std::max<std::uint64_t>(1, cases * std::strtoull(percent, nullptr, 10) / 100);
+}
+
+constexpr Limits kSmall{60, 40};
+constexpr std::uint64_t kAgreementCases = 10'000;
+constexpr int kShards = 20;  // for ctest to run beside each other
+
+std::string trace_of(const RandomCase& c) {
+  return "seed " + std::to_string(c.problem.seed) + ": " + c.describe();
+}
+
+class AgreementTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(AgreementTest, CpuIsWithinTwiceTheErrorOfDenseFromTheReference) {
+  const std::uint64_t count = share_of(kAgreementCases) / kShards,
+                      first = static_cast<std::uint64_t>(GetParam()) * count;
+  int decided = 0;
+  for (std::uint64_t seed = first; seed < first + count; ++seed) {
+    const RandomCase c = random_case(seed);
+    SCOPED_TRACE(trace_of(c));
+    decided += expect_agreement(c);
+    if (HasFailure()) return;
   }
-  bool one_in(std::int64_t n) { return between(1, n) == 1; }
+  // The bounds are for what dense is lucky with, and must stay the exception.
+  EXPECT_LE(static_cast<std::uint64_t>(decided), 1 + count / 20);
+  RecordProperty("decided_by_bounds", decided);
+  std::cout << count << " cases agree; of their " << 5 * count << " tensors the rounding bounds decided on " << decided
+            << "\n";
+}
 
- private:
-  std::mt19937_64 random_;
-};
+INSTANTIATE_TEST_SUITE_P(Shard, AgreementTest, ::testing::Range(0, kShards));
 
-Case random_case(std::uint64_t seed) {
+TEST(AgreementCoverage, EveryPairOfFeaturesOccursAndHalfTheChoicesAreReal) {
+  PairCoverage coverage;
+  std::int64_t sparse = 0, longest = 0;
+  for (std::uint64_t seed = 0; seed < kAgreementCases; ++seed) {
+    const RandomCase c = random_case(seed);
+    coverage.count(c);
+    sparse += c.is_sparse();
+    longest = std::max(longest, c.longest());
+  }
+  const PairCoverage::Summary summary = coverage.summary();
+  std::cout << kAgreementCases << " cases, " << sparse << " of them with more than 2k blocks; longest sequence "
+            << longest << "\n"
+            << summary.text << summary.pairs << " pairs of features, " << summary.missing << " never hit; the rarest, "
+            << summary.rarest << ", " << summary.least << " times\n";
+  EXPECT_EQ(summary.missing, 0);
+  EXPECT_GE(2 * sparse, static_cast<std::int64_t>(kAgreementCases));
+  EXPECT_GE(longest, 2000);
+}
+
+/// Small problems of many rows for their size, so that the error of dense is no matter of luck.
+Case small_case(std::uint64_t seed) {
   Chance chance(seed);
   Case c;
   c.seed = seed;
@@ -67,8 +112,8 @@ std::string describe(const Case& c) {
 class PropertyTest : public BackendTest {};
 
 TEST_P(PropertyTest, RandomProblemsAreWithinTwiceTheErrorOfDense) {
-  for (std::uint64_t seed = 0; seed < 900; ++seed) {
-    const Case c = random_case(seed);
+  for (std::uint64_t seed = 0; seed < share_of(900); ++seed) {
+    const Case c = small_case(seed);
     SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(c));
     const Problem problem(c);
     TestContext lent(1 + static_cast<int>(seed % 3));
@@ -84,8 +129,8 @@ TEST_P(PropertyTest, RandomProblemsAreWithinTwiceTheErrorOfDense) {
 // Scores of hundreds: a float32 score is then off by 1e-5 and more, and so are probabilities; but nothing overflows,
 // and the largest scores win.
 TEST_P(PropertyTest, ExtremeScoresStayAccurate) {
-  for (std::uint64_t seed = 3000; seed < 3300; ++seed) {
-    Case c = random_case(seed);
+  for (std::uint64_t seed = 3000; seed < 3000 + share_of(300); ++seed) {
+    Case c = small_case(seed);
     c.data = seed % 2 == 0 ? cases::Data::kHugeKey : cases::Data::kLarge;
     SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(c));
     const Problem problem(c);
@@ -105,35 +150,19 @@ TEST_P(PropertyTest, ExtremeScoresStayAccurate) {
 
 // Lists that no selector would make: any ascending set of past blocks, with H, HK or 1 selection heads.
 TEST_P(PropertyTest, AnyListIsObeyed) {
-  for (std::uint64_t seed = 1000; seed < 1400; ++seed) {
-    Case c = random_case(seed);
-    c.options.kind = Kind::kMoba;
-    SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(c));
-    const Problem problem(c);
+  for (std::uint64_t seed = 1000; seed < 1000 + share_of(400); ++seed) {
+    RandomCase c = random_case(seed, kSmall);
+    c.problem.options.kind = Kind::kMoba;
+    SCOPED_TRACE(trace_of(c));
+    const Problem problem = make_problem(c);
     Chance chance(seed);
-    const std::int64_t shares[] = {c.heads, c.kv_heads, 1};
-    const std::int64_t selection_heads = shares[chance.between(0, 2)], budget = chance.between(0, 7);
-    HostTensor list(DType::kInt32, {problem.rows(), selection_heads, budget});
-    std::int64_t row = 0, at = 0;
-    for (std::size_t s = 0; s < c.q_lengths.size(); ++s) {
-      for (std::int64_t r = 0; r < c.q_lengths[s]; ++r, ++row) {
-        const std::int64_t position = r + c.k_lengths[s] - c.q_lengths[s];
-        const std::int64_t past = position < 0 ? 0 : position / c.options.block_size;
-        for (std::int64_t g = 0; g < selection_heads; ++g) {
-          std::vector<std::int64_t> chosen;
-          for (std::int64_t block = 0; block < past; ++block) {
-            if (static_cast<std::int64_t>(chosen.size()) < budget && chance.one_in(3)) chosen.push_back(block);
-          }
-          chosen.resize(static_cast<std::size_t>(budget), -1);
-          for (std::int64_t block : chosen) list.set(at++, static_cast<double>(block));
-        }
-      }
-    }
+    const std::int64_t shares[] = {c.problem.heads, c.problem.kv_heads, 1};
+    const HostTensor list = random_list(problem, shares[chance.between(0, 2)], chance.between(0, 7), seed);
     Selection selection;
     selection.kind = SelectionKind::kList;
-    selection.block_size = c.options.block_size;
+    selection.block_size = c.problem.options.block_size;
     selection.blocks = list.view();
-    TestContext lent(1 + static_cast<int>(seed % 3));
+    TestContext lent(c.threads);
     const cases::Results r = cases::run(lent, backend(), problem, selection);
     const cases::Mask mask(problem, selection);
     cases::expect_within_twice(r, cases::dense_same_precision(problem, mask), cases::dense_exact(problem, mask), 2.0);
@@ -145,10 +174,10 @@ TEST_P(PropertyTest, AnyListIsObeyed) {
 // Whatever integers stand in cu_seqlens and lists, nothing outside the tensors is touched (run under a sanitizer, this
 // is a test of memory), every output is written, and what lies between is finite.
 TEST_P(PropertyTest, GarbageInDeviceValuesIsHarmless) {
-  for (std::uint64_t seed = 2000; seed < 2600; ++seed) {
-    const Case c = random_case(seed);
-    SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(c));
-    Problem problem(c);
+  for (std::uint64_t seed = 2000; seed < 2000 + share_of(600); ++seed) {
+    const RandomCase c = random_case(seed, kSmall);
+    SCOPED_TRACE(trace_of(c));
+    Problem problem = make_problem(c);
     Chance chance(seed);
     const auto garble = [&](HostTensor& tensor, std::int64_t plausible) {
       for (std::int64_t i = 0; i < tensor.numel(); ++i) {
@@ -163,7 +192,7 @@ TEST_P(PropertyTest, GarbageInDeviceValuesIsHarmless) {
     garble(problem.cu_seqlens_k, problem.keys());
     problem.max_seqlen_q = chance.between(1, 100);
     problem.max_seqlen_k = chance.between(1, 100);
-    TestContext lent(1 + static_cast<int>(seed % 3));
+    TestContext lent(c.threads);
     const cases::Choice choice = cases::choose(lent, backend(), problem);
     if (choice.selection.kind == SelectionKind::kList) {
       HostTensor list = choice.list;

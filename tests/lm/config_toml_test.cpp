@@ -22,6 +22,12 @@ TEST(Toml, BrokenFileNamesFileAndLine) {
   EXPECT_HAS(message, "line 2");
 }
 
+TEST(Toml, CharactersBeyondAsciiOutsideOfStringsAreNamed) {
+  for (const char* text : {"a = 1\n\xC5\x85 = 1\n", "a = 1\nb = 2 \xC5\x85\n", "a = 1\n\xC5\x85"}) {
+    EXPECT_HAS(error_of([&] { parse_toml(text, "f.toml"); }), "line 2") << text;
+  }
+}
+
 TEST(Toml, RefusesDates) {
   EXPECT_HAS(error_of([] { parse_toml("a = 1979-05-27\n", "f.toml"); }), "dates");
 }
