@@ -24,7 +24,9 @@ inline __attribute__((always_inline)) void differentiate_lanes(const PairTile& t
   const auto differentiate = [&](std::int64_t key, __m512& p, __m512& slope) {
     const __m512i at = _mm512_set1_epi32(static_cast<int>(key));
     const __mmask16 seen = kHides ? _mm512_cmple_epi32_mask(begin, at) & _mm512_cmplt_epi32_mask(at, end) & live : live;
-    p = exp2_of(_mm512_fmsub_ps(_mm512_loadu_ps(tile.scores + key * kTileLanes + lane), scale, lse));
+    // Rounded like the greatest score that lse was made of: see softmax.cpp.
+    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(tile.scores + key * kTileLanes + lane), scale);
+    p = exp2_of(_mm512_sub_ps(scaled, lse));
     slope = _mm512_add_ps(_mm512_sub_ps(_mm512_loadu_ps(dp + key * kTileLanes + lane), delta), dlse);
     slope = _mm512_maskz_mul_ps(seen, p, slope);
     p = _mm512_maskz_mov_ps(seen, p);
