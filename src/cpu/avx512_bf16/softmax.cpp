@@ -43,8 +43,9 @@ inline __attribute__((always_inline)) bool fold_lanes(const PairTile& tile, cons
 
   // Where nothing is visible yet the shift is -inf; subtracting 0 instead keeps -inf - (-inf) away.
   const __m512 less = _mm512_mask_mov_ps(shift, _mm512_cmp_ps_mask(shift, nothing, _CMP_EQ_OQ), _mm512_setzero_ps());
-  // The product is rounded before the difference (no fused one, see CMakeLists.txt), as the shift was: the greatest score
-  // has weight 1 exactly, also where a unit in the last place of a score is more than float32's range of exponents.
+  // The product is rounded before the difference (no fused one, see CMakeLists.txt), as the shift was: the greatest
+  // score has weight 1 exactly, also where a unit in the last place of a score is more than float32's range of
+  // exponents.
   const auto weight = [&](std::int64_t key) {
     const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(scores + key * kTileLanes), scale);
     const __m512 p = exp2_of(_mm512_sub_ps(scaled, less));
