@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-build}
 
-packages=(g++ cmake ninja-build pkg-config python3 python3-venv libhwy-dev libsentencepiece-dev libcli11-dev
+packages=(g++ cmake ninja-build python3 python3-venv libhwy-dev libsentencepiece-dev libcli11-dev
   nlohmann-json3-dev libtomlplusplus-dev libfmt-dev libpng-dev)
 if [ "$what" = test ]; then
   packages+=(libgtest-dev)
