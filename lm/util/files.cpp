@@ -13,16 +13,12 @@
 #include <system_error>
 #include <utility>
 
-#include "moba/error.h"
+#include "lm/util/fail.h"
 
 namespace moba::lm {
 namespace {
 
 namespace fs = std::filesystem;
-
-[[noreturn]] void throw_file_error(const fs::path& file, const std::string& problem) {
-  throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: {}", file.string(), problem));
-}
 
 std::string text_of(int error_number) {
   return std::generic_category().message(error_number);
@@ -48,13 +44,12 @@ int open_for_reading(const fs::path& file, struct stat& status) {
   const int descriptor = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) {
     const int error_number = errno;
-    throw_file_error(file,
-                     error_number == ENOENT ? "there is no such file" : "cannot be read: " + text_of(error_number));
+    fail(file, error_number == ENOENT ? "there is no such file" : "cannot be read: " + text_of(error_number));
   }
   if (::fstat(descriptor, &status) != 0 || S_ISDIR(status.st_mode)) {
     const bool is_directory = S_ISDIR(status.st_mode);
     ::close(descriptor);
-    throw_file_error(file, is_directory ? "is a directory; a file is needed" : "cannot be read");
+    fail(file, is_directory ? "is a directory; a file is needed" : "cannot be read");
   }
   return descriptor;
 }
@@ -65,18 +60,18 @@ fs::path folder_of(const fs::path& file) {
 
 /// Makes the parents of `file` and refuses what can never become a file there.
 void prepare_folder(const fs::path& file) {
-  if (file.empty() || !file.has_filename()) throw_file_error(file, "is not a file name; name a file to write");
+  if (file.empty() || !file.has_filename()) fail(file, "is not a file name; name a file to write");
   std::error_code error;
-  if (fs::is_directory(file, error)) throw_file_error(file, "is a directory; name a file to write");
+  if (fs::is_directory(file, error)) fail(file, "is a directory; name a file to write");
   // The rename would put a file in the place of a device node or a pipe.
   if (fs::exists(file, error) && !fs::is_regular_file(file, error)) {
-    throw_file_error(file, "is not a regular file; name a file to write");
+    fail(file, "is not a regular file; name a file to write");
   }
   const fs::path folder = folder_of(file);
   fs::create_directories(folder, error);
-  if (error) throw_file_error(file, fmt::format("its folder {} cannot be made: {}", folder.string(), error.message()));
+  if (error) fail(file, fmt::format("its folder {} cannot be made: {}", folder.string(), error.message()));
   if (!fs::is_directory(folder, error)) {
-    throw_file_error(file, fmt::format("its parent {} is not a folder", folder.string()));
+    fail(file, fmt::format("its parent {} is not a folder", folder.string()));
   }
 }
 
@@ -99,7 +94,7 @@ std::string read_file(const fs::path& file) {
     if (got == 0) return content;
     if (got < 0) {
       if (errno == EINTR) continue;
-      throw_file_error(file, "cannot be read: " + text_of(errno));
+      fail(file, "cannot be read: " + text_of(errno));
     }
     content.append(buffer, static_cast<std::size_t>(got));
   }
@@ -120,7 +115,7 @@ AtomicFile::AtomicFile(fs::path file) : file_(std::move(file)) {
   prepare_folder(file_);
   temporary_ = temporary_name(file_);
   descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (descriptor_ < 0) throw_file_error(file_, "cannot be written: " + text_of(errno));
+  if (descriptor_ < 0) lm::fail(file_, "cannot be written: " + text_of(errno));
 }
 
 AtomicFile::~AtomicFile() {
@@ -129,7 +124,7 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::fail(const char* action, int error_number) {
-  throw_file_error(file_, fmt::format("{} failed: {}; nothing was changed", action, text_of(error_number)));
+  lm::fail(file_, fmt::format("{} failed: {}; nothing was changed", action, text_of(error_number)));
 }
 
 void AtomicFile::write(const void* data, std::size_t bytes) {
@@ -160,11 +155,11 @@ void AtomicFile::commit() {
 MappedFile::MappedFile(const fs::path& file) {
   struct stat status {};
   const Descriptor descriptor(open_for_reading(file, status));
-  if (!S_ISREG(status.st_mode)) throw_file_error(file, "is not a regular file and cannot be mapped into memory");
+  if (!S_ISREG(status.st_mode)) fail(file, "is not a regular file and cannot be mapped into memory");
   size_ = static_cast<std::size_t>(status.st_size);
   if (size_ == 0) return;
   void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor.get(), 0);
-  if (address == MAP_FAILED) throw_file_error(file, "cannot be mapped into memory: " + text_of(errno));
+  if (address == MAP_FAILED) fail(file, "cannot be mapped into memory: " + text_of(errno));
   data_ = static_cast<const std::byte*>(address);
 }
 

@@ -6,10 +6,6 @@
 namespace moba::cpu {
 namespace {
 
-// K and V of a tile of 512 keys stay in the second-level cache (256 KiB at a head dim of 128), and a tile of query rows
-// is laid out once for all of them.
-constexpr std::int64_t kKeysOfATile = 512;
-
 std::int64_t value_panels(const AttendRows& call) {
   return panels(call.dims.value_dim) * kPanel;
 }
@@ -18,8 +14,8 @@ std::int64_t value_panels(const AttendRows& call) {
 
 std::int64_t PairFold::bytes(const AttendRows& call, std::int64_t ids, std::int64_t blocks) {
   const std::int64_t row = padded(call.dims.dim) / 2;
-  const std::int64_t words = ids * (row + call.out_row() + 2) + kKeysOfATile * row +
-                             kKeysOfATile / 2 * value_panels(call) + (row + kPairKeys / 2 + kPairKeys) * kPairRows;
+  const std::int64_t words = ids * (row + call.out_row() + 2) + kPairTileKeys * row +
+                             kPairTileKeys / 2 * value_panels(call) + (row + kPairKeys / 2 + kPairKeys) * kPairRows;
   return 4 * words + visible_bytes(call.dims.value_dim) + BlockLists::bytes(call.args.selection, ids, blocks);
 }
 
@@ -29,8 +25,8 @@ PairFold::PairFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks
       row_(padded(call.dims.dim) / 2),
       coming_(call.args.k, call.args.v),
       q_(call.context, ids * row_, "query rows"),
-      k_(call.context, kKeysOfATile * row_, "a tile of keys"),
-      v_(call.context, kKeysOfATile / 2 * value_panels(call), "a tile of values"),
+      k_(call.context, kPairTileKeys * row_, "a tile of keys"),
+      v_(call.context, kPairTileKeys / 2 * value_panels(call), "a tile of values"),
       lanes_(call.context, row_ * kPairRows, "a tile of query rows"),
       weights_(call.context, kPairKeys / 2 * kPairRows, "a tile of weights"),
       scores_(call.context, kPairKeys * kPairRows, "a tile of scores"),
@@ -56,7 +52,7 @@ void PairFold::run(const Chunk& chunk, std::int64_t kv_head) {
     lists_.fill(call_.context, args.selection, sequence, chunk, kv_head, dims);
   }
   for_each_tile(
-      args.selection, sequence, chunk, dims, lists_, TileShape{kPairRows, kKeysOfATile},
+      args.selection, sequence, chunk, dims, lists_, TileShape{kPairRows, kPairTileKeys},
       [&](std::int64_t key, std::int64_t keys) {
         kernel_.copy_rows(pair_source(rows_of(args.k, sequence.k_begin + key, kv_head, keys)), k_.data(), row_);
         v_is_finite_ =

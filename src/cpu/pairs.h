@@ -19,6 +19,9 @@ using Pair = std::uint32_t;
 
 inline constexpr std::int64_t kPairRows = 64;  // query rows of a tile: four vectors of 16 lanes
 inline constexpr std::int64_t kPairKeys = 64;  // keys of a tile of scores: 16 KiB, half the first-level cache
+// Keys laid out at a time: K and V of them stay in the second-level cache (256 KiB at a head dim of 128), and a tile of
+// query rows is laid out once for all of them.
+inline constexpr std::int64_t kPairTileKeys = 512;
 
 constexpr std::int64_t pairs_of(std::int64_t count) {
   return (count + 1) / 2;

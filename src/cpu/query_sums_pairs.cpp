@@ -4,17 +4,11 @@
 #include "cpu/pairs_visible.h"
 
 namespace moba::cpu {
-namespace {
-
-constexpr std::int64_t kKeysOfATile = 512;  // as in attend_pairs.cpp
-
-}  // namespace
-
 std::int64_t PairQuerySums::bytes(const AttendBackwardArgs& args, const Dims& dims, std::int64_t ids,
                                   std::int64_t blocks) {
   const std::int64_t words = ids * (padded(dims.dim) / 2 * 3 + padded(dims.value_dim) / 2 + 3) +
-                             kKeysOfATile / 2 * panels(dims.dim) * kPanel + kPairKeys / 2 * kPairRows;
-  return 4 * words + visible_bytes(dims.dim) + PairSlopes::bytes(dims, kKeysOfATile) +
+                             kPairTileKeys / 2 * panels(dims.dim) * kPanel + kPairKeys / 2 * kPairRows;
+  return 4 * words + visible_bytes(dims.dim) + PairSlopes::bytes(dims, kPairTileKeys) +
          BlockLists::bytes(args.selection, ids, blocks);
 }
 
@@ -31,13 +25,13 @@ PairQuerySums::PairQuerySums(Context& context, const AttendBackwardArgs& args, c
       coming_(args.k, args.v),
       q_(context, ids * q_row_, "query rows"),
       dout_(context, ids * dout_row_, "gradients of output rows"),
-      k_panels_(context, kKeysOfATile / 2 * panels(dims.dim) * kPanel, "a tile of keys"),
+      k_panels_(context, kPairTileKeys / 2 * panels(dims.dim) * kPanel, "a tile of keys"),
       weights_(context, kPairKeys / 2 * kPairRows, "a tile of gradients of scores"),
       dq_(context, ids * padded(dims.dim), "gradients of query rows"),
       lse_(context, ids, "lse of each row"),
       delta_(context, ids, "delta of each row"),
       dlse_(context, ids, "dlse of each row"),
-      operands_(context, args, dims, kKeysOfATile),
+      operands_(context, args, dims, kPairTileKeys),
       lists_(context, args.selection, ids, blocks) {}
 
 void PairQuerySums::load(const Chunk& chunk, std::int64_t kv_head) {
@@ -62,7 +56,7 @@ void PairQuerySums::run(const Chunk& chunk, std::int64_t kv_head) {
     lists_.fill(context_, args_.selection, sequence, chunk, kv_head, dims_);
   }
   for_each_tile(
-      args_.selection, sequence, chunk, dims_, lists_, TileShape{kPairRows, kKeysOfATile},
+      args_.selection, sequence, chunk, dims_, lists_, TileShape{kPairRows, kPairTileKeys},
       [&](std::int64_t key, std::int64_t keys) {
         const Rows k = rows_of(args_.k, sequence.k_begin + key, kv_head, keys);
         operands_.load_keys(k, rows_of(args_.v, sequence.k_begin + key, kv_head, keys));

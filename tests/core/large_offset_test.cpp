@@ -48,9 +48,8 @@ class SpreadTensor {
   void* memory_ = MAP_FAILED;
 };
 
-class LargeOffsetTest : public BackendTest {};
-
-TEST_P(LargeOffsetTest, RowsFarApartGiveTheBitsOfRowsSideBySide) {
+// Six tokens, two query heads to a key head, blocks of two.
+cases::Case six_tokens() {
   cases::Case c;
   c.dtype = DType::kBFloat16;
   c.heads = 2;
@@ -59,6 +58,13 @@ TEST_P(LargeOffsetTest, RowsFarApartGiveTheBitsOfRowsSideBySide) {
   c.options.block_size = 2;
   c.options.top_k = 2;
   c.q_lengths = c.k_lengths = {6};
+  return c;
+}
+
+class LargeOffsetTest : public BackendTest {};
+
+TEST_P(LargeOffsetTest, RowsFarApartGiveTheBitsOfRowsSideBySide) {
+  const cases::Case c = six_tokens();
   const Problem problem(c);
   const cases::Choice choice = cases::choose(context, backend(), problem);
   const cases::Results expected = cases::run(context, backend(), problem, choice.selection);
@@ -86,14 +92,7 @@ TEST_P(LargeOffsetTest, RowsFarApartGiveTheBitsOfRowsSideBySide) {
 
 // A cache whose tokens and representatives lie as far apart: appended, read, cut and appended again.
 TEST_P(LargeOffsetTest, CacheRowsFarApartGiveTheBitsOfRowsSideBySide) {
-  cases::Case c;
-  c.dtype = DType::kBFloat16;
-  c.heads = 2;
-  c.kv_heads = 1;
-  c.head_dim = c.value_dim = 16;
-  c.options.block_size = 2;
-  c.options.top_k = 2;
-  c.q_lengths = c.k_lengths = {6};
+  const cases::Case c = six_tokens();
   const Problem problem(c);
   HostTensor near_k(DType::kBFloat16, {6, 1, 16}), near_v(DType::kBFloat16, {6, 1, 16});
   HostTensor near_means(DType::kBFloat16, {block_rows(6, 1, 2), 1, 16});

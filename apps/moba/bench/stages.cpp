@@ -1,10 +1,11 @@
 #include "bench/stages.h"
 
 #include <algorithm>
-#include <chrono>
+#include <utility>
 
 #include <fmt/format.h>
 
+#include "bench/timing.h"
 #include "bindings/torch/core.h"
 #include "moba/pipeline.h"
 
@@ -14,18 +15,6 @@ using torch_ops::TorchContext;
 using torch_ops::view_of;
 
 namespace {
-
-template <class Work>
-double median_ms(int repeats, const Work& work) {
-  std::vector<double> times;
-  for (int i = 0; i < repeats; ++i) {
-    const auto started = std::chrono::steady_clock::now();
-    work(i);
-    times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started).count());
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
 
 /// (row, key) pairs of one query head, and (row, past block) pairs.
 struct Pairs {
@@ -91,14 +80,14 @@ std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
     pooled(0);
     // A cache keeps its representatives; one shot pools them anew.
     if (!decode) {
-      stages.push_back({"pool", median_ms(repeats, pooled), 0, gbyte({k, representatives})});
+      stages.push_back({"pool", milliseconds(repeats, pooled), 0, gbyte({k, representatives})});
     }
     const auto choose = [&](std::int64_t turn) {
       const torch::Tensor q = query(turn);
       select(context, backend, options, view_of(q), view_of(k), view_of(representatives), batch, selection);
     };
     choose(0);
-    stages.push_back({"select", median_ms(static_cast<int>(calls), choose), 2e-9 * pairs.blocks * heads * dim,
+    stages.push_back({"select", milliseconds(static_cast<int>(calls), choose), 2e-9 * pairs.blocks * heads * dim,
                       gbyte({query(0), representatives, blocks})});
   }
   const auto attended = [&](std::int64_t turn) {
@@ -117,12 +106,11 @@ std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
         const torch::Tensor q = query(turn);
         select(context, backend, options, view_of(q), view_of(k), view_of(representatives), batch, selection);
       }
-      times.push_back(median_ms(1, [&](std::int64_t) { attended(turn); }));
+      times.push_back(milliseconds(1, [&](std::int64_t) { attended(turn); }));
     }
-    std::sort(times.begin(), times.end());
-    attend_ms = times[times.size() / 2];
+    attend_ms = median(std::move(times));
   } else {
-    attend_ms = median_ms(repeats, attended);
+    attend_ms = milliseconds(repeats, attended);
   }
   stages.push_back({"attend", attend_ms, 4e-9 * pairs.keys * heads * dim, decode ? seen : gbyte({queries, k, v, out})});
 
@@ -145,7 +133,7 @@ std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
                        view_of(dk),
                        view_of(dv)});
     };
-    stages.push_back({"attend_backward", median_ms(repeats, backward), 10e-9 * pairs.keys * heads * dim,
+    stages.push_back({"attend_backward", milliseconds(repeats, backward), 10e-9 * pairs.keys * heads * dim,
                       gbyte({queries, k, v, out, dout, dq, dk, dv})});
   }
   return stages;

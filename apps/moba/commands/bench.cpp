@@ -1,6 +1,5 @@
 // moba bench: speed against torch's dense attention, measured in the same run, of answers that were checked first.
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +12,7 @@
 #include "bench/ceiling.h"
 #include "bench/speed_table.h"
 #include "bench/stages.h"
+#include "bench/timing.h"
 #include "common/command.h"
 #include "common/errors.h"
 #include "common/json_file.h"
@@ -27,8 +27,6 @@
 
 namespace moba::app {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 struct BenchFlags {
   DeviceChoice device;
@@ -91,23 +89,6 @@ std::vector<SpeedGoal> cases_of(const BenchFlags& flags) {
   return cases;
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-/// The median of some calls: short ones are disturbed by whatever else the machine does.
-template <class Work>
-double milliseconds(int calls, const Work& work) {
-  std::vector<double> times;
-  for (int i = 0; i < calls; ++i) {
-    const Clock::time_point started = Clock::now();
-    work();
-    times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - started).count());
-  }
-  return median(times);
-}
-
 /// Checks, warms up, then takes turns, so that a machine that grows slower or busier meets both alike. `sampled` is
 /// called after each turn.
 template <class Sampled>
@@ -115,14 +96,14 @@ BenchRow measure(const SpeedGoal& goal, torch::Device device, int repeats, const
   limit_simd_level(goal.simd_level.empty() ? nullptr : goal.simd_level.c_str());
   const AttendProblem work(goal.problem, device);
   BenchRow row{.goal = goal, .error = work.verify()};
-  const double warm = milliseconds(1, [&] { work.run_moba(); });
+  const double warm = milliseconds(1, [&](int) { work.run_moba(); });
   work.run_dense();
   // A sample of at least 20 ms, so that one interruption matters little.
   const int calls = std::clamp(static_cast<int>(20.0 / std::max(warm, 1e-3)), 1, 200);
   std::vector<double> ours, dense;
   for (int i = 0; i < repeats; ++i) {
-    ours.push_back(milliseconds(calls, [&] { work.run_moba(); }));
-    dense.push_back(milliseconds(calls, [&] { work.run_dense(); }));
+    ours.push_back(milliseconds(calls, [&](int) { work.run_moba(); }));
+    dense.push_back(milliseconds(calls, [&](int) { work.run_dense(); }));
     sampled();
   }
   row.ms = median(ours);

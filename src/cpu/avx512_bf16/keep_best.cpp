@@ -6,8 +6,6 @@
 namespace moba::cpu::avx512_bf16 {
 namespace {
 
-constexpr std::int64_t kTileLanes = 64;
-
 template <int kSlots>
 inline __attribute__((always_inline)) void keep_best_of_lanes(const float* scores, std::int64_t blocks,
                                                               std::int32_t first, const std::int32_t* past,
@@ -16,12 +14,12 @@ inline __attribute__((always_inline)) void keep_best_of_lanes(const float* score
   __m512i where[kSlots];
 #pragma GCC unroll 16
   for (int j = 0; j < kSlots; ++j) {
-    best[j] = _mm512_loadu_ps(kept_scores + j * kTileLanes);
-    where[j] = _mm512_loadu_si512(kept_blocks + j * kTileLanes);
+    best[j] = _mm512_loadu_ps(kept_scores + j * kPairRows);
+    where[j] = _mm512_loadu_si512(kept_blocks + j * kPairRows);
   }
   const __m512i limit = _mm512_loadu_si512(past);
   for (std::int64_t b = 0; b < blocks; ++b) {
-    const __m512 score = _mm512_loadu_ps(scores + b * kTileLanes);
+    const __m512 score = _mm512_loadu_ps(scores + b * kPairRows);
     // Greater than the worst that is held; free places hold -inf.
     const __mmask16 better = _mm512_cmp_ps_mask(score, best[kSlots - 1], _CMP_GT_OQ);
     if (__builtin_expect(better == 0, 1)) continue;
@@ -44,8 +42,8 @@ inline __attribute__((always_inline)) void keep_best_of_lanes(const float* score
   }
 #pragma GCC unroll 16
   for (int j = 0; j < kSlots; ++j) {
-    _mm512_storeu_ps(kept_scores + j * kTileLanes, best[j]);
-    _mm512_storeu_si512(kept_blocks + j * kTileLanes, where[j]);
+    _mm512_storeu_ps(kept_scores + j * kPairRows, best[j]);
+    _mm512_storeu_si512(kept_blocks + j * kPairRows, where[j]);
   }
 }
 

@@ -5,8 +5,6 @@
 namespace moba::cpu::avx512_bf16 {
 namespace {
 
-constexpr std::int64_t kTileLanes = 64;
-
 // While the greatest score is less than this above a row's shift (in units of log2) the shift stays: weights are then
 // up to 2^8, which float32 sums and bfloat16 weights hold as well as 1, and outputs are rescaled only a few times a
 // row.
@@ -28,7 +26,7 @@ inline __attribute__((always_inline)) bool fold_lanes(const PairTile& tile, cons
 
   __m512 best = nothing, best_odd = nothing;
   for (std::int64_t key = 0; key < tile.keys; ++key) {
-    const __m512 score = _mm512_loadu_ps(scores + key * kTileLanes);
+    const __m512 score = _mm512_loadu_ps(scores + key * kPairRows);
     __m512& kept = key % 2 == 0 ? best : best_odd;
     kept = kHides ? _mm512_mask_max_ps(kept, seen(key), kept, score) : _mm512_max_ps(kept, score);
   }
@@ -47,7 +45,7 @@ inline __attribute__((always_inline)) bool fold_lanes(const PairTile& tile, cons
   // score has weight 1 exactly, also where a unit in the last place of a score is more than float32's range of
   // exponents.
   const auto weight = [&](std::int64_t key) {
-    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(scores + key * kTileLanes), scale);
+    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(scores + key * kPairRows), scale);
     const __m512 p = exp2_of(_mm512_sub_ps(scaled, less));
     return kHides ? _mm512_maskz_mov_ps(seen(key), p) : p;
   };
@@ -58,12 +56,12 @@ inline __attribute__((always_inline)) bool fold_lanes(const PairTile& tile, cons
     const __m512 first = weight(key), second = weight(key + 1);
     sum = _mm512_add_ps(sum, first);
     sum_odd = _mm512_add_ps(sum_odd, second);
-    _mm512_storeu_si512(weights + key / 2 * kTileLanes + lane, interleave_rounded(first, second, index));
+    _mm512_storeu_si512(weights + key / 2 * kPairRows + lane, interleave_rounded(first, second, index));
   }
   if (key < tile.keys) {
     const __m512 last = weight(key);
     sum = _mm512_add_ps(sum, last);
-    _mm512_storeu_si512(weights + key / 2 * kTileLanes + lane, interleave_rounded(last, _mm512_setzero_ps(), index));
+    _mm512_storeu_si512(weights + key / 2 * kPairRows + lane, interleave_rounded(last, _mm512_setzero_ps(), index));
   }
   sum = _mm512_add_ps(sum, sum_odd);
   _mm512_storeu_ps(state.sum + lane, _mm512_fmadd_ps(_mm512_loadu_ps(state.sum + lane), factor, sum));

@@ -5,9 +5,6 @@
 namespace moba::cpu::avx512_bf16 {
 namespace {
 
-constexpr std::int64_t kTileLanes = 64;
-constexpr std::int64_t kRowPairs = 32;
-
 template <bool kHides>
 inline __attribute__((always_inline)) void differentiate_lanes(const PairTile& tile, const float* dp,
                                                                const PairTerms& terms, Pair* slopes, Pair* p_rows,
@@ -25,14 +22,14 @@ inline __attribute__((always_inline)) void differentiate_lanes(const PairTile& t
     const __m512i at = _mm512_set1_epi32(static_cast<int>(key));
     const __mmask16 seen = kHides ? _mm512_cmple_epi32_mask(begin, at) & _mm512_cmplt_epi32_mask(at, end) & live : live;
     // Rounded like the greatest score that lse was made of: see softmax.cpp.
-    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(tile.scores + key * kTileLanes + lane), scale);
+    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(tile.scores + key * kPairRows + lane), scale);
     p = exp2_of(_mm512_sub_ps(scaled, lse));
-    slope = _mm512_add_ps(_mm512_sub_ps(_mm512_loadu_ps(dp + key * kTileLanes + lane), delta), dlse);
+    slope = _mm512_add_ps(_mm512_sub_ps(_mm512_loadu_ps(dp + key * kPairRows + lane), delta), dlse);
     slope = _mm512_maskz_mul_ps(seen, p, slope);
     p = _mm512_maskz_mov_ps(seen, p);
   };
   const auto write_row = [&](Pair* rows, std::int64_t key, __m512 value) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + key * kRowPairs + lane / 2),
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + key * kPairRows / 2 + lane / 2),
                         (__m256i)_mm512_cvtneps_pbh(value));
   };
   for (std::int64_t key = 0; key < tile.keys; key += 2) {
@@ -41,7 +38,7 @@ inline __attribute__((always_inline)) void differentiate_lanes(const PairTile& t
     const bool both = key + 1 < tile.keys;
     if (both) differentiate(key + 1, p1, slope1);
     if (slopes != nullptr) {
-      _mm512_storeu_si512(slopes + key / 2 * kTileLanes + lane, interleave_rounded(slope0, slope1, index));
+      _mm512_storeu_si512(slopes + key / 2 * kPairRows + lane, interleave_rounded(slope0, slope1, index));
     }
     if (p_rows != nullptr) {
       write_row(p_rows, key, p0);

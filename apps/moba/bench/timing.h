@@ -1,0 +1,28 @@
+// Wall times of work, as medians: short calls are disturbed by whatever else the machine does.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+namespace moba::app {
+
+/// Of at least one value.
+inline double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+/// The median of `calls` >= 1 of work(0), work(1), …, in milliseconds.
+template <class Work>
+double milliseconds(int calls, const Work& work) {
+  std::vector<double> times;
+  for (int i = 0; i < calls; ++i) {
+    const auto started = std::chrono::steady_clock::now();
+    work(i);
+    times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started).count());
+  }
+  return median(times);
+}
+
+}  // namespace moba::app
