@@ -1,13 +1,12 @@
 // The varlen seam on CUDA: ATen's FlashAttention-2 kernels for float16 and bfloat16 from compute capability 8.0 on, its
 // memory-efficient kernels for float32 and older cards. Reached through the dispatcher, so nothing of CUDA is linked.
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cuda_device.h"
 #include "moba/error.h"
 #include "portable/aligned.h"
 #include "portable/numbers.h"
@@ -22,18 +21,6 @@ constexpr std::int64_t kEfficientLseStep = 32;
 // Segments are an axis of the launch grid, and `without_blind_rows` doubles them.
 constexpr std::int64_t kMaxLaunchSegments = 65535 / 2;
 constexpr std::int64_t kMaskNone = 0, kMaskBottomRight = 2;  // custom_mask_type of the memory-efficient kernel
-
-// The major compute capability of a device. The runtime is in the process already, brought by libtorch; asking it by
-// name keeps it out of our link line.
-int compute_capability(int device) {
-  using GetAttribute = int (*)(int*, int, int);
-  constexpr int kComputeCapabilityMajor = 75;  // cudaDevAttrComputeCapabilityMajor
-  static const auto get_attribute = reinterpret_cast<GetAttribute>(dlsym(RTLD_DEFAULT, "cudaDeviceGetAttribute"));
-  int major = 0;
-  TORCH_CHECK(get_attribute != nullptr && get_attribute(&major, kComputeCapabilityMajor, device) == 0,
-              "the CUDA runtime did not tell the compute capability of device ", device);
-  return major;
-}
 
 bool uses_flash(const at::Tensor& q) {
   return q.scalar_type() != at::kFloat && compute_capability(q.device().index()) >= 8;
