@@ -35,7 +35,7 @@ struct WorkItem {
 
 /// An entry of the inverse: (packed row - first row of the slice) << kSlotBits | slot.
 inline constexpr int kSlotBits = 6;
-inline constexpr std::int64_t kMaxBudget = std::int64_t{1} << kSlotBits;
+inline constexpr std::int64_t kMaxBudget = (std::int64_t{1} << kSlotBits) - 1;
 inline constexpr std::int64_t kMaxSliceRows = std::int64_t{1} << (32 - kSlotBits);
 
 /// Packed rows [first_row, first_row + rows) and selection heads [first_list, first_list + lists) of one pass.
@@ -93,7 +93,7 @@ class BlockInverse {
   const BlockMap& map_;
   Selection selection_;
   std::int64_t item_rows_;
-  std::int64_t segments_, segment_rows_;
+  std::int64_t segments_;
   std::int64_t bins_ = 0, max_items_ = 0;
   Scratch<std::int64_t> offsets_;
   Scratch<std::uint32_t> entries_;
