@@ -52,6 +52,36 @@ std::int64_t items_for(const Slice& slice, std::int64_t budget, std::int64_t blo
   return slice.lists * block_rows + slice.rows * slice.lists * budget / item_rows;
 }
 
+void require_countable(const Slice& slice, std::int64_t budget) {
+  if (slice.rows <= kMaxSliceRows && budget <= kMaxBudget) return;
+  throw Error(ErrorCode::kUnsupported,
+              "selection has budget " + std::to_string(budget) + " and " + std::to_string(slice.rows) +
+                  " rows at a time; the Hopper kernels take at most " + std::to_string(kMaxBudget) + " and " +
+                  std::to_string(kMaxSliceRows) + ". Use the portable backend.");
+}
+
+InvertProblem problem_of(const Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
+                         std::int64_t segments, std::uint32_t* counts) {
+  const TensorView& blocks = selection.blocks;
+  InvertProblem problem{};
+  problem.list = blocks.as<std::int32_t>() + slice.first_row * blocks.stride[0] + slice.first_list * blocks.stride[1];
+  problem.row_stride = blocks.stride[0];
+  problem.list_stride = blocks.stride[1];
+  problem.rows = slice.rows;
+  problem.lists = slice.lists;
+  problem.budget = selection.budget();
+  problem.first_row = slice.first_row;
+  problem.sequences = map.sequences();
+  problem.sequence_count = map.sequence_count();
+  problem.block_size = map.block_size();
+  problem.block_rows = map.block_rows();
+  problem.segments = segments;
+  problem.segment_rows = (slice.rows + segments - 1) / segments;
+  problem.counts = counts;
+  problem.error_word = context.error_word();
+  return problem;
+}
+
 }  // namespace
 
 BlockMap::BlockMap(Context& context, const PackedBatch& batch, std::int64_t total_q, std::int64_t total_k,
@@ -88,39 +118,32 @@ BlockInverse::BlockInverse(Context& context, const BlockMap& map, const Selectio
       first_item_(context, largest.lists * map.block_rows() + 1, "first work items of blocks"),
       items_(context, items_for(largest, selection.budget(), map.block_rows(), item_rows), "work items"),
       counts_(context, largest.lists * segments_ * map.block_rows(), "histograms of the inverse") {
-  if (largest.rows > kMaxSliceRows || selection.budget() > kMaxBudget) {
-    throw Error(ErrorCode::kUnsupported, "selection has budget " + std::to_string(selection.budget()) + " and " +
-                                             std::to_string(largest.rows) +
-                                             " rows at a time; the Hopper kernels take " + std::to_string(kMaxBudget) +
-                                             " and " + std::to_string(kMaxSliceRows) + ". Use the portable backend.");
-  }
+  require_countable(largest, selection.budget());
 }
 
 void BlockInverse::build(const Slice& slice) {
-  const TensorView& blocks = selection_.blocks;
   bins_ = slice.lists * map_.block_rows();
   max_items_ = items_for(slice, selection_.budget(), map_.block_rows(), item_rows_);
-  InvertProblem problem{};
-  problem.list = blocks.as<std::int32_t>() + slice.first_row * blocks.stride[0] + slice.first_list * blocks.stride[1];
-  problem.row_stride = blocks.stride[0];
-  problem.list_stride = blocks.stride[1];
-  problem.rows = slice.rows;
-  problem.lists = slice.lists;
-  problem.budget = selection_.budget();
-  problem.first_row = slice.first_row;
-  problem.sequences = map_.sequences();
-  problem.sequence_count = map_.sequence_count();
-  problem.block_size = map_.block_size();
-  problem.block_rows = map_.block_rows();
-  problem.segments = segments_;
-  problem.segment_rows = (slice.rows + segments_ - 1) / segments_;
-  problem.counts = counts_.data();
-  problem.error_word = context_.error_word();
+  const InvertProblem problem = problem_of(context_, map_, selection_, slice, segments_, counts_.data());
   const cudaStream_t stream = stream_of(context_);
   launch_invert_count(stream, problem);
   launch_invert_scan(stream, problem, item_rows_, offsets_.data(), first_item_.data());
   launch_invert_scatter(stream, problem, offsets_.data(), entries_.data(), nullptr, 0);
   launch_work_items(stream, problem, item_rows_, offsets_.data(), first_item_.data(), map_.blocks(), items_.data());
+}
+
+void BlockInverse::build_pairs(Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
+                               const Inverse& inverse) {
+  require_countable(slice, selection.budget());
+  const std::int64_t segments = segments_for(slice, map.block_rows());
+  const Scratch<std::uint32_t> counts(context, slice.lists * segments * map.block_rows(), "histograms of the inverse");
+  const InvertProblem problem = problem_of(context, map, selection, slice, segments, counts.data());
+  const cudaStream_t stream = stream_of(context);
+  std::int64_t* offsets = inverse.offsets.as<std::int64_t>();
+  launch_invert_count(stream, problem);
+  launch_invert_scan(stream, problem, 1, offsets, nullptr);
+  launch_invert_scatter(stream, problem, offsets, nullptr, inverse.entries.as<std::int32_t>(),
+                        inverse.entries.stride[0]);
 }
 
 }  // namespace moba::cuda

@@ -79,6 +79,10 @@ class BlockInverse {
   /// Launches the build for one slice; what was built before is overwritten, in stream order.
   void build(const Slice& slice);
 
+  /// The public form of the inverse, without work items, into the caller's tensors.
+  static void build_pairs(Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
+                          const Inverse& inverse);
+
   // All in device memory, valid for the slice last built.
   const std::int64_t* offsets() const { return offsets_.data(); }        // [lists * block_rows + 1]
   const std::uint32_t* entries() const { return entries_.data(); }       // [offsets.back()]

@@ -1,6 +1,7 @@
 // Launchers of the gate's kernels: raw pointers, strides in elements, everything on one stream.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -48,5 +49,37 @@ void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, co
 void launch_work_items(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
                        const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
                        WorkItem* items);
+
+struct PoolProblem {
+  const void* k;  // [Tk, HK, D]
+  std::int64_t k_row_stride, k_head_stride;
+  void* representatives;  // [block_rows, HK, D]
+  std::int64_t row_stride, head_stride;
+  std::int64_t block_rows, kv_heads, head_dim;
+  const BlockSpan* blocks;
+};
+
+void launch_pool(cudaStream_t stream, DType dtype, const PoolProblem& problem);
+
+struct SelectProblem {
+  CUtensorMap representatives;  // [R, HK, D], boxes of kSelectColumns rows
+  const void* q;                // [Tq, H, D]
+  std::int64_t q_row_stride, q_head_stride;
+  std::int64_t rows, heads, kv_heads, head_dim;
+  std::int32_t* blocks;  // [Tq, lists, budget]
+  std::int64_t row_stride, list_stride;
+  std::int64_t lists;
+  std::int32_t budget;
+  std::int32_t sinks;           // the first blocks of the sequence that take slots, where past
+  std::int32_t force_previous;  // 1: the block before the own one takes a slot
+  std::int64_t block_size;
+  const SequenceSpan* sequences;
+  std::int64_t sequence_count;
+};
+
+/// Block rows of one tile of scores.
+inline constexpr int kSelectColumns = 128;
+
+void launch_select(cudaStream_t stream, DType dtype, const SelectProblem& problem);
 
 }  // namespace moba::cuda
