@@ -84,4 +84,48 @@ void invert(Context& context, const InvertArgs& args) {
   BlockInverse::build_pairs(context, map, selection, all, args.inverse);
 }
 
+void score(Context& context, const ScoreArgs& args) {
+  const std::int64_t most = most_keys(args.representatives.shape[0], args.batch.sequences(), args.block_size);
+  const BlockMap map(context, args.batch, args.q.shape[0],
+                     std::min<std::int64_t>(most, std::numeric_limits<std::int32_t>::max()), args.block_size);
+  ScoreProblem problem{};
+  problem.q = args.q.data;
+  problem.q_row_stride = args.q.stride[0];
+  problem.q_head_stride = args.q.stride[1];
+  problem.representatives = args.representatives.data;
+  problem.r_row_stride = args.representatives.stride[0];
+  problem.r_head_stride = args.representatives.stride[1];
+  problem.scores = args.scores.as<float>();
+  problem.row_stride = args.scores.stride[0];
+  problem.head_stride = args.scores.stride[1];
+  problem.rows = args.q.shape[0];
+  problem.heads = args.q.shape[1];
+  problem.kv_heads = args.representatives.shape[1];
+  problem.head_dim = args.q.shape[2];
+  problem.columns = args.scores.shape[2];
+  problem.block_size = args.block_size;
+  problem.sequences = map.sequences();
+  problem.sequence_count = map.sequence_count();
+  launch_score(static_cast<cudaStream_t>(context.stream()), args.q.dtype, problem);
+}
+
+void merge(Context& context, const MergeArgs& args) {
+  const auto view_of = [](const Partial& part) {
+    return PartView{part.out.data,      part.lse.as<float>(), part.out.stride[0], part.out.stride[1],
+                    part.lse.stride[0], part.lse.stride[1],   part.out.dtype};
+  };
+  if (args.parts.size() > kMostParts) {
+    throw Error(ErrorCode::kUnsupported, "parts has " + std::to_string(args.parts.size()) +
+                                             " elements; merge on CUDA takes at most " + std::to_string(kMostParts) +
+                                             ". Merge them in groups.");
+  }
+  MergeProblem problem{};
+  problem.rows = args.result.out.shape[0];
+  problem.heads = args.result.out.shape[1];
+  problem.value_dim = args.result.out.shape[2];
+  problem.result = view_of(args.result);
+  for (const Partial& part : args.parts) problem.parts[problem.count++] = view_of(part);
+  launch_merge(static_cast<cudaStream_t>(context.stream()), problem);
+}
+
 }  // namespace moba::cuda

@@ -1,4 +1,4 @@
-// The gate on the device: pool, select and invert of the Backend. Arguments are as there; what the Hopper kernels do
+// The gate on the device, and merge: verbs of the Backend. Arguments are as there; what the Hopper kernels do
 // not take is an Error (kUnsupported) that names the way out.
 #pragma once
 
@@ -18,5 +18,7 @@ struct ForcedBlocks {
 void pool(Context& context, const PoolArgs& args);
 void select(Context& context, const SelectArgs& args, const ForcedBlocks& forced = {});
 void invert(Context& context, const InvertArgs& args);
+void score(Context& context, const ScoreArgs& args);
+void merge(Context& context, const MergeArgs& args);
 
 }  // namespace moba::cuda

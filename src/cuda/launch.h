@@ -82,4 +82,40 @@ inline constexpr int kSelectColumns = 128;
 
 void launch_select(cudaStream_t stream, DType dtype, const SelectProblem& problem);
 
+struct ScoreProblem {
+  const void* q;  // [Tq, H, D]
+  std::int64_t q_row_stride, q_head_stride;
+  const void* representatives;  // [R, HK, D]
+  std::int64_t r_row_stride, r_head_stride;
+  float* scores;  // [Tq, H, columns]
+  std::int64_t row_stride, head_stride;
+  std::int64_t rows, heads, kv_heads, head_dim, columns;
+  std::int64_t block_size;
+  const SequenceSpan* sequences;
+  std::int64_t sequence_count;
+};
+
+void launch_score(cudaStream_t stream, DType dtype, const ScoreProblem& problem);
+
+/// One part, or the result: out [rows, heads, Dv] of float32, bfloat16 or float16, lse float32 [heads, rows].
+struct PartView {
+  void* out;
+  float* lse;
+  std::int64_t row_stride, head_stride;
+  std::int64_t lse_head_stride, lse_row_stride;
+  DType dtype;
+};
+
+/// As many parts as the 4 KB of a kernel's parameters hold.
+inline constexpr int kMostParts = 64;
+
+struct MergeProblem {
+  std::int64_t rows, heads, value_dim;
+  PartView result;
+  int count;
+  PartView parts[kMostParts];
+};
+
+void launch_merge(cudaStream_t stream, const MergeProblem& problem);
+
 }  // namespace moba::cuda

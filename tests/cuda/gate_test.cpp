@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "cases/compare.h"
 #include "cuda/device_support.h"
 #include "cuda/gate.h"
 #include "cuda/inverse.h"
@@ -290,6 +292,29 @@ TEST_P(GateTest, SelectsTheBestBlocks) {
   EXPECT_TRUE(cases::same_bits(lists, second));
 }
 
+TEST_P(GateTest, ScoresAreThoseOfTheReference) {
+  const GateCase& c = GetParam();
+  const Problem problem(c);
+  const std::int64_t columns = (problem.max_k + c.block_size - 1) / c.block_size;
+  HostTensor expected(DType::kFloat32, {problem.rows, c.heads, columns}), actual = expected;
+  SerialContext serial;
+  reference_backend().score(
+      serial, {problem.q.view(), problem.representatives.view(), problem.batch(), c.block_size, expected.view()});
+  const DeviceTensor q(problem.q), representatives(problem.representatives), cu_q(problem.cu_q), cu_k(problem.cu_k),
+      scores(actual);
+  DeviceContext context;
+  cuda::score(context, {q.view(), representatives.view(), problem.batch_of(cu_q.view(), cu_k.view()), c.block_size,
+                        scores.view()});
+  scores.read(actual);
+  const std::vector<double> a = actual.values(), e = expected.values();
+  // A float32 sum of D products, none of which exceeds the largest of q times the largest representative.
+  const double margin = static_cast<double>(c.dim * c.dim) * 0x1p-24 * cases::max_size(problem.q) *
+                        cases::max_size(problem.representatives);
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    ASSERT_TRUE(a[i] == e[i] || std::fabs(a[i] - e[i]) <= margin) << i << ": " << a[i] << " " << e[i];
+  }
+}
+
 /// Lists of distinct past blocks; with `broken`, entries that break every rule are strewn in.
 HostTensor random_lists(const GateCase& c, Problem& problem, bool broken, bool skewed) {
   SerialContext serial;
@@ -483,6 +508,44 @@ TEST(GateErrors, ReportsListsAndOffsetsOutOfRange) {
   EXPECT_EQ(errors_of(problem.cu_k, lists, 100), kSelectionOutOfRange);
   lists.set(2 * 50, 2);
   EXPECT_EQ(errors_of(problem.cu_k, lists, 100), 0);
+}
+
+TEST(MergeOnDevice, AgreesWithTheReference) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device";
+  std::mt19937_64 random(std::random_device{}());
+  constexpr std::int64_t kRows = 77, kHeads = 3;
+  for (const std::int64_t dim : {8, 64, 100, 256}) {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+      std::vector<HostTensor> outs, lses;
+      for (int i = 0; i < 5; ++i) {
+        outs.push_back(cases::random_tensor(random, i % 2 == 0 ? dtype : DType::kFloat32, {kRows, kHeads, dim}));
+        lses.push_back(cases::random_tensor(random, DType::kFloat32, {kHeads, kRows}));
+        for (std::int64_t at = i; at < kRows * kHeads; at += 3) lses.back().set(at, -kInfinity);
+        for (std::int64_t at = 0; at < kRows * kHeads; at += 10) lses.back().set(at, -kInfinity);
+      }
+      outs[1].set(0, std::numeric_limits<double>::quiet_NaN());  // row 0 of head 0 is empty in every part
+      std::vector<Partial> parts, device_parts;
+      std::vector<std::unique_ptr<DeviceTensor>> device;
+      for (std::size_t i = 0; i < outs.size(); ++i) {
+        parts.push_back({outs[i].view(), lses[i].view()});
+        device.push_back(std::make_unique<DeviceTensor>(outs[i]));
+        device.push_back(std::make_unique<DeviceTensor>(lses[i]));
+        device_parts.push_back({device[2 * i]->view(), device[2 * i + 1]->view()});
+      }
+      SerialContext serial;
+      const HostTensor out(dtype, {kRows, kHeads, dim}), lse(DType::kFloat32, {kHeads, kRows});
+      reference_backend().merge(serial, {parts, {out.view(), lse.view()}});
+      DeviceContext context;
+      cuda::merge(context, {device_parts, device_parts[0]});  // the result is one of the parts
+      const HostTensor actual = out, actual_lse = lse;
+      device[0]->read(actual);
+      device[1]->read(actual_lse);
+      const double unit = dtype == DType::kBFloat16 ? 0x1p-8 : dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-20;
+      EXPECT_TRUE(cases::is_close(actual, out, unit)) << dim;
+      EXPECT_TRUE(cases::is_close(actual_lse, lse, 0x1p-20)) << dim;
+    }
+  }
 }
 
 }  // namespace
