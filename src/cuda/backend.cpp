@@ -2,21 +2,12 @@
 // device.
 #include "moba/backend.h"
 
-#include <string>
-
 #include "cuda/attend_backward.h"
 #include "cuda/gate.h"
 #include "cuda/verbs.h"
-#include "moba/error.h"
 
 namespace moba::cuda {
 namespace {
-
-[[noreturn]] void refuse(const char* verb) {
-  throw Error(ErrorCode::kUnsupported, std::string(verb) +
-                                           " has no kernel for Hopper: the fused kernels of select and attend do not "
-                                           "need it. Use the portable backend for this verb.");
-}
 
 class CudaBackend final : public Backend {
  public:
@@ -25,14 +16,14 @@ class CudaBackend final : public Backend {
   DeviceKind device() const override { return DeviceKind::kCuda; }
 
   void pool(Context& context, const PoolArgs& args) const override { cuda::pool(context, args); }
-  void score(Context& /*context*/, const ScoreArgs& /*args*/) const override { refuse("score"); }
+  void score(Context& context, const ScoreArgs& args) const override { cuda::score(context, args); }
   void select(Context& context, const SelectArgs& args) const override { cuda::select(context, args); }
   void invert(Context& context, const InvertArgs& args) const override { cuda::invert(context, args); }
   void attend(Context& context, const AttendArgs& args) const override { cuda::attend(context, args); }
   void attend_backward(Context& context, const AttendBackwardArgs& args) const override {
     cuda::attend_backward(context, args);
   }
-  void merge(Context& /*context*/, const MergeArgs& /*args*/) const override { refuse("merge"); }
+  void merge(Context& context, const MergeArgs& args) const override { cuda::merge(context, args); }
 };
 
 }  // namespace
