@@ -49,9 +49,10 @@ c10::TypedOperatorHandle<Signature> find(const char* name) {
 
 }  // namespace
 
-const c10::TypedOperatorHandle<SelectSignature>& select_operator() {
-  static const auto handle = find<SelectSignature>("moba::select");
-  return handle;
+const c10::TypedOperatorHandle<SelectSignature>& select_operator(Variant variant) {
+  static const auto device = find<SelectSignature>("moba::select");
+  static const auto portable = find<SelectSignature>("moba::portable_select");
+  return variant == Variant::kDevice ? device : portable;
 }
 
 const c10::TypedOperatorHandle<AttendSignature>& attend_operator(Variant variant) {

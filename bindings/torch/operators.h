@@ -42,7 +42,7 @@ using AttendBackwardSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
 /// kDevice: the backend of the tensors' device. kPortable: the portable backend whatever the device ("portable_…").
 enum class Variant { kDevice, kPortable };
 
-const c10::TypedOperatorHandle<SelectSignature>& select_operator();
+const c10::TypedOperatorHandle<SelectSignature>& select_operator(Variant variant = Variant::kDevice);
 const c10::TypedOperatorHandle<AttendSignature>& attend_operator(Variant variant);
 const c10::TypedOperatorHandle<AttendBackwardSignature>& attend_backward_operator(Variant variant);
 
