@@ -56,7 +56,7 @@ def milliseconds(run: Callable[[], object], seconds: float = 0.3) -> float:
 
 
 def compare(name: str, a: Tensor, b: Tensor) -> float:
-    error = float((a.float() - b.float()).abs().max() / b.float().abs().max())
+    error = float((a.detach().float() - b.detach().float()).abs().max() / b.detach().float().abs().max())
     if not error <= TOLERANCE:
         raise SystemExit(f"{name}: error {error:.2e} of the largest value, allowed {TOLERANCE}: not timed")
     return error
