@@ -26,4 +26,8 @@ struct Diagnosis {
 void diagnose(Context& context, const Backend& backend, const AttentionOptions& options, ConstTensorView q,
               ConstTensorView k, const PackedBatch& batch, Diagnosis& result);
 
+/// The scores alone, of the listed blocks of args.selection, as Diagnosis::scores has them. All tensors are in host
+/// memory; q and representatives may be of any float dtype. O(Tq * H * D) for each past block.
+void list_scores(Context& context, const SelectArgs& args, const TensorView& scores);
+
 }  // namespace moba

@@ -28,6 +28,15 @@ void write_mass(const TensorView& chosen, const TensorView& full, const TensorVi
 
 }  // namespace
 
+void list_scores(Context& context, const SelectArgs& args, const TensorView& scores) {
+  const Backend& backend = reference_backend();
+  check_select(backend, args);
+  check_output(backend, "scores", scores, accumulator_dtype(args.q.dtype),
+               {args.q.shape[0], args.selection.selection_heads(), args.selection.budget()},
+               "[Tq, selection heads, budget]");
+  reference::score_lists(context, args, scores);
+}
+
 void diagnose(Context& context, const Backend& backend, const AttentionOptions& options, ConstTensorView q,
               ConstTensorView k, const PackedBatch& batch, Diagnosis& result) {
   check_queries_and_keys(backend, q, k);
@@ -43,9 +52,6 @@ void diagnose(Context& context, const Backend& backend, const AttentionOptions& 
   if (has_list) {
     check_tensor(backend, "selection.blocks", result.selection.blocks, DType::kInt32, {rows, -1, -1},
                  "[Tq, selection heads, budget]");
-    check_output(backend, "scores", result.scores, sums,
-                 {rows, result.selection.selection_heads(), result.selection.budget()},
-                 "[Tq, selection heads, budget]");
     require(result.selection.block_size >= 1, "selection.block_size", std::to_string(result.selection.block_size),
             "at least 1", "plan_selection() sets it.");
     require(batch.cu_seqlens_k.rank == 1 && batch.cu_seqlens_k.shape[0] >= 1, "cu_seqlens_k",
@@ -54,9 +60,12 @@ void diagnose(Context& context, const Backend& backend, const AttentionOptions& 
     const std::int64_t block_count = block_rows(k.shape[0], batch.sequences(), result.selection.block_size);
     Scratch<std::byte> memory(context, block_count * k.shape[1] * dim * size_of(dtype), "block representatives");
     const TensorView means(memory.data(), dtype, {block_count, k.shape[1], dim});
+    check_output(backend, "scores", result.scores, sums,
+                 {rows, result.selection.selection_heads(), result.selection.budget()},
+                 "[Tq, selection heads, budget]");
     pool(context, backend, {k, batch, result.selection.block_size, means});
     select(context, backend, options, q, k, means, batch, result.selection);
-    reference::score_lists(context, {q, means, batch, result.selection, rule_of(options, q)}, result.scores);
+    list_scores(context, {q, means, batch, result.selection, rule_of(options, q)}, result.scores);
   }
 
   // The values are of no account for the lse; the keys serve.
