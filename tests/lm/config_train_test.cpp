@@ -76,16 +76,16 @@ TEST(TrainConfig, LayersMayBeListed) {
 }
 
 TEST(TrainConfig, TheOptionsOfTheChoiceAreRead) {
+  const std::string attention = R"(phase.0.attention={kind = "moba", block_size = 8, )";
   const TrainConfig config =
-      with({R"(phase.0.attention={kind = "moba", block_size = 8, top_k = 4, force_previous = true,
-      sink_blocks = 2, share = "group", share_score = "sum_prob", representative_dtype = "float32"})"});
+      with({attention + R"(top_k = 4, force_previous = true, sink_blocks = 2, share = "group", )" +
+            R"(share_score = "sum_prob", representative_dtype = "float32"})"});
   const AttentionOptions layer = config.phases[0].plan.layer(1);
   EXPECT_TRUE(layer.force_previous);
   EXPECT_EQ(layer.sink_blocks, 2);
   EXPECT_EQ(layer.share, Share::kGroup);
   EXPECT_EQ(layer.share_score, ShareScore::kSumProb);
   EXPECT_EQ(layer.representative_dtype, RepresentativeDType::kFloat32);
-  const std::string attention = R"(phase.0.attention={kind = "moba", block_size = 8, )";
   const std::pair<const char*, const char*> mistakes[] = {{"top_k = 1, force_previous = true}", "force_previous"},
                                                           {"top_k = 3, sink_blocks = 3}", "sink_blocks = 3"},
                                                           {"top_k = 3, share = \"row\"}", "head, group, layer"},

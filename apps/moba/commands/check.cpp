@@ -139,8 +139,10 @@ int run_check(const CheckFlags& flags) {
   for (std::int64_t layer = 0; layer < loaded.config.num_hidden_layers; ++layer) {
     progress.show("checking layers", layer, loaded.config.num_hidden_layers);
     const lm::AttentionInputs inputs = loaded.model->attention_inputs(batch, loaded.config.plan, layer);
-    const LayerResult row = check_layer(inputs, torch_ops::SequenceBatch::self(offsets, count), layer,
-                                        options[static_cast<std::size_t>(layer)]);
+    LayerResult row = check_layer(inputs, torch_ops::SequenceBatch::self(offsets, count), layer,
+                                  options[static_cast<std::size_t>(layer)]);
+    const AttentionOptions own = loaded.config.plan.layer(layer);
+    if (own.kind != Kind::kMoba) row.choice += fmt::format(" in the place of {}", lm::name_of(own));
     passed = passed && row.passed();
     json["tolerance"] = row.report.tolerance;
     progress.clear();
