@@ -42,7 +42,12 @@ void extend_blocks(const KvCache& cache, std::int64_t head, std::int64_t begin, 
     if (t % cache.block_size == 0) std::fill_n(sum, dim, Accumulator<T>{0});
     add_key(sum, row_of<const T>(cache.k, t, head), dim);
     if ((t + 1) % cache.block_size == 0) {
-      write_mean(row_of<T>(cache.representatives, t / cache.block_size, head), sum, cache.block_size, dim);
+      const std::int64_t block = t / cache.block_size;
+      if (cache.representatives.dtype == cache.k.dtype) {
+        write_mean(row_of<T>(cache.representatives, block, head), sum, cache.block_size, dim);
+      } else {
+        write_mean(row_of<Accumulator<T>>(cache.representatives, block, head), sum, cache.block_size, dim);
+      }
     }
   }
 }
@@ -100,6 +105,11 @@ void attend_cached(Context& context, const Backend& backend, const KvCache& cach
   require(!has_list || selection.block_size == cache.block_size, "block_size", std::to_string(options.block_size),
           "that of the cache, " + std::to_string(cache.block_size),
           "Make the cache for this block size; a cache of block size 0 serves kinds full and window.");
+  const DType wanted = representative_dtype(options, k.dtype);
+  require(!has_list || cache.representatives.dtype == wanted, "representative_dtype",
+          name_of(options.representative_dtype),
+          std::string("what the cache holds: its representatives are ") + name_of(cache.representatives.dtype),
+          "Make the cache for this option.");
   check_countable("the list of chosen blocks (rows x H x budget)", selection.blocks);
   Scratch<std::int32_t> list(context, has_list ? selection.blocks.numel() : 0, "the list of chosen blocks");
   selection.blocks.data = list.data();

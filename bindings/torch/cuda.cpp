@@ -35,24 +35,39 @@ bool is_native(const at::Tensor& q, const NativeProblem& problem) {
 }
 
 // Odd ranks are refused by the checks of either implementation.
-bool is_native_choice(const at::Tensor& q, std::int64_t block_size, std::int64_t top_k) {
+bool is_native_choice(const at::Tensor& q, std::int64_t block_size, std::int64_t top_k, std::string_view share,
+                      std::string_view share_score, std::string_view representative_dtype) {
   if (q.dim() != 3 || block_size < 1 || top_k < 1) return false;
-  return is_native(q, {q.scalar_type(), q.size(2), 0, block_size, top_k - 1});
+  return is_native(q, {.dtype = q.scalar_type(),
+                       .head_dim = q.size(2),
+                       .block_size = block_size,
+                       .budget = top_k - 1,
+                       .share = std::string(share),
+                       .share_score = std::string(share_score),
+                       .representative_dtype = std::string(representative_dtype)});
 }
 
 bool is_native_list(const at::Tensor& q, const at::Tensor& v, std::string_view kind, std::int64_t block_size,
                     const OptionalTensor& blocks) {
   if (kind != "list" || q.dim() != 3 || v.dim() != 3 || block_size < 1) return false;
   if (!blocks.has_value() || !blocks->defined() || blocks->dim() != 3) return false;
-  return is_native(q, {q.scalar_type(), q.size(2), v.size(2), block_size, blocks->size(2)});
+  return is_native(q, {.dtype = q.scalar_type(),
+                       .head_dim = q.size(2),
+                       .value_dim = v.size(2),
+                       .block_size = block_size,
+                       .budget = blocks->size(2)});
 }
 
 at::Tensor select_cuda(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_q, const at::Tensor& cu_k,
                        std::int64_t max_q, std::int64_t max_k, std::int64_t block_size, std::int64_t top_k,
-                       const OptionalTensor& representatives) {
+                       const OptionalTensor& representatives, bool force_previous, std::int64_t sink_blocks,
+                       std::string_view share, std::string_view share_score, std::string_view representative_dtype,
+                       double softmax_scale) {
   const c10::OptionalDeviceGuard guard(q.device());
-  const auto run = is_native_choice(q, block_size, top_k) ? select_core : select_portable;
-  return run(q, k, cu_q, cu_k, max_q, max_k, block_size, top_k, representatives);
+  const bool native = is_native_choice(q, block_size, top_k, share, share_score, representative_dtype);
+  const auto run = native ? select_core : select_portable;
+  return run(q, k, cu_q, cu_k, max_q, max_k, block_size, top_k, representatives, force_previous, sink_blocks, share,
+             share_score, representative_dtype, softmax_scale);
 }
 
 std::tuple<at::Tensor, at::Tensor> attend_cuda(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

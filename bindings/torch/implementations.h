@@ -12,7 +12,9 @@ namespace moba::torch_ops {
 using SelectImplementation = at::Tensor(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_q,
                                         const at::Tensor& cu_k, std::int64_t max_q, std::int64_t max_k,
                                         std::int64_t block_size, std::int64_t top_k,
-                                        const OptionalTensor& representatives);
+                                        const OptionalTensor& representatives, bool force_previous,
+                                        std::int64_t sink_blocks, std::string_view share, std::string_view share_score,
+                                        std::string_view representative_dtype, double softmax_scale);
 
 using AttendImplementation = std::tuple<at::Tensor, at::Tensor>(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& cu_q, const at::Tensor& cu_k,

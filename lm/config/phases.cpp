@@ -15,7 +15,8 @@ using nlohmann::json;
 
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 40;
 
-// {kind, block_size, top_k, last_n_full, window, sink} for all layers, or {layers = [...]}, one entry a layer.
+// {kind, block_size, top_k and the other options of the kind, last_n_full} for all layers, or {layers = [...]}, one
+// entry a layer.
 AttentionPlan parse_attention(const json& value, const std::string& source, const std::string& name,
                               std::int64_t layers) {
   SectionReader reader(value, source, name);
@@ -31,6 +32,15 @@ AttentionPlan parse_attention(const json& value, const std::string& source, cons
     options.block_size = reader.integer("block_size", std::nullopt, 1);
     options.top_k = reader.integer("top_k", std::nullopt, 1);
     options.compat_topk1_full = reader.boolean("compat_topk1_full", false);
+    options.force_previous = reader.boolean("force_previous", false);
+    if (options.force_previous && options.top_k == 1)
+      reader.fail("force_previous", "the previous block takes a slot beside the own one: top_k must be at least 2");
+    options.sink_blocks = reader.integer("sink_blocks", 0, 0, options.top_k - 1 - (options.force_previous ? 1 : 0));
+    options.share = share_from_name(reader.choice("share", "head", {"head", "group", "layer"}));
+    options.share_score =
+        share_score_from_name(reader.choice("share_score", "sum_logit", {"sum_logit", "sum_prob", "max"}));
+    options.representative_dtype =
+        representative_dtype_from_name(reader.choice("representative_dtype", "input", {"input", "float32"}));
   }
   if (options.kind == Kind::kWindow) {
     options.window = reader.integer("window", std::nullopt, 1);

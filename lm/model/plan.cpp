@@ -20,20 +20,24 @@ bool same(const AttentionOptions& a, const AttentionOptions& b) {
     case Kind::kFull: return true;
     case Kind::kWindow: return a.window == b.window && a.sink == b.sink;
     case Kind::kMoba:
-      return a.block_size == b.block_size && a.top_k == b.top_k && a.compat_topk1_full == b.compat_topk1_full;
+      return a.block_size == b.block_size && a.top_k == b.top_k && a.compat_topk1_full == b.compat_topk1_full &&
+             a.force_previous == b.force_previous && a.sink_blocks == b.sink_blocks && a.share == b.share &&
+             a.share_score == b.share_score && a.representative_dtype == b.representative_dtype;
   }
   return false;
 }
 
-std::string name_of_layer(const AttentionOptions& options) {
-  switch (options.kind) {
-    case Kind::kFull: return "full";
-    case Kind::kWindow:
-      return options.sink > 0 ? fmt::format("window({},{})", options.window, options.sink)
-                              : fmt::format("window({})", options.window);
-    case Kind::kMoba: return fmt::format("moba({},{})", options.block_size, options.top_k);
+std::string name_of_moba(const AttentionOptions& options) {
+  std::string text = fmt::format("moba({},{}", options.block_size, options.top_k);
+  if (options.force_previous) text += ",previous";
+  if (options.sink_blocks > 0) text += fmt::format(",{} sinks", options.sink_blocks);
+  if (options.share != Share::kHead) {
+    text += fmt::format(",{} {}", moba::name_of(options.share), moba::name_of(options.share_score));
   }
-  return {};
+  if (options.representative_dtype != RepresentativeDType::kInput) {
+    text += fmt::format(",{} means", moba::name_of(options.representative_dtype));
+  }
+  return text + ")";
 }
 
 AttentionOptions parse_layer(const JsonObject& layer) {
@@ -48,17 +52,26 @@ AttentionOptions parse_layer(const JsonObject& layer) {
       options.sink = layer.integer_or("sink", 0, 0, kLargestCount);
       break;
     case Kind::kMoba:
-      layer.only({"kind", "softmax_scale", "block_size", "top_k", "compat_topk1_full"});
+      layer.only({"kind", "softmax_scale", "block_size", "top_k", "compat_topk1_full", "force_previous", "sink_blocks",
+                  "share", "share_score", "representative_dtype"});
       options.block_size = layer.integer("block_size", 1, kLargestCount);
       options.top_k = layer.integer("top_k", 1, kLargestCount);
       options.compat_topk1_full = layer.boolean_or("compat_topk1_full", false);
+      options.force_previous = layer.boolean_or("force_previous", false);
+      if (options.force_previous && options.top_k == 1) {
+        layer.fail("force_previous", "the previous block takes a slot beside the own one: top_k must be at least 2");
+      }
+      options.sink_blocks = layer.integer_or("sink_blocks", 0, 0, options.top_k - 1 - (options.force_previous ? 1 : 0));
+      options.share = share_from_name(layer.string_or("share", "head"));
+      options.share_score = share_score_from_name(layer.string_or("share_score", "sum_logit"));
+      options.representative_dtype = representative_dtype_from_name(layer.string_or("representative_dtype", "input"));
       break;
   }
   return options;
 }
 
 json layer_to_json(const AttentionOptions& options) {
-  json layer = {{"kind", name_of(options.kind)}};
+  json layer = {{"kind", moba::name_of(options.kind)}};
   if (options.softmax_scale != 0.0) layer["softmax_scale"] = options.softmax_scale;
   switch (options.kind) {
     case Kind::kFull: break;
@@ -70,6 +83,13 @@ json layer_to_json(const AttentionOptions& options) {
       layer["block_size"] = options.block_size;
       layer["top_k"] = options.top_k;
       if (options.compat_topk1_full) layer["compat_topk1_full"] = true;
+      if (options.force_previous) layer["force_previous"] = true;
+      if (options.sink_blocks != 0) layer["sink_blocks"] = options.sink_blocks;
+      if (options.share != Share::kHead) layer["share"] = moba::name_of(options.share);
+      if (options.share_score != ShareScore::kSumLogit) layer["share_score"] = moba::name_of(options.share_score);
+      if (options.representative_dtype != RepresentativeDType::kInput) {
+        layer["representative_dtype"] = moba::name_of(options.representative_dtype);
+      }
       break;
   }
   return layer;
@@ -82,6 +102,17 @@ AttentionOptions full_attention() {
 }
 
 }  // namespace
+
+std::string name_of(const AttentionOptions& options) {
+  switch (options.kind) {
+    case Kind::kFull: return "full";
+    case Kind::kWindow:
+      return options.sink > 0 ? fmt::format("window({},{})", options.window, options.sink)
+                              : fmt::format("window({})", options.window);
+    case Kind::kMoba: return name_of_moba(options);
+  }
+  return {};
+}
 
 bool AttentionPlan::has_moba() const {
   return std::any_of(layers.begin(), layers.end(), [](const auto& layer) { return layer.kind == Kind::kMoba; });
@@ -102,7 +133,7 @@ std::string AttentionPlan::summary() const {
   for (std::size_t begin = 0; begin < layers.size();) {
     std::size_t end = begin + 1;
     while (end < layers.size() && same(layers[begin], layers[end])) ++end;
-    text += fmt::format("{}{} x{}", text.empty() ? "" : " + ", name_of_layer(layers[begin]), end - begin);
+    text += fmt::format("{}{} x{}", text.empty() ? "" : " + ", name_of(layers[begin]), end - begin);
     begin = end;
   }
   return text;

@@ -1,5 +1,5 @@
-// The backend of Hopper GPUs as one object, exported by name: libmoba_cuda.so is loaded at run time where there is such a
-// device.
+// The backend of Hopper GPUs as one object, exported by name: libmoba_cuda.so is loaded at run time where there is such
+// a device.
 #include "moba/backend.h"
 
 #include "cuda/attend_backward.h"
@@ -17,7 +17,9 @@ class CudaBackend final : public Backend {
 
   void pool(Context& context, const PoolArgs& args) const override { cuda::pool(context, args); }
   void score(Context& context, const ScoreArgs& args) const override { cuda::score(context, args); }
-  void select(Context& context, const SelectArgs& args) const override { cuda::select(context, args); }
+  void select(Context& context, const SelectArgs& args) const override {
+    cuda::select(context, args, {args.rule.force_previous, args.rule.sink_blocks});
+  }
   void invert(Context& context, const InvertArgs& args) const override { cuda::invert(context, args); }
   void attend(Context& context, const AttendArgs& args) const override { cuda::attend(context, args); }
   void attend_backward(Context& context, const AttendBackwardArgs& args) const override {

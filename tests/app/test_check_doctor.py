@@ -18,6 +18,29 @@ def test_check_finds_every_layer_right(moba, moba_model, text_file, tmp_path):
         assert "all layers agree" in out
 
 
+def test_check_says_what_the_choice_catches(moba, moba_model, text_file, tmp_path):
+    base = ["check", "--model", moba_model, "--text", text_file, "--length", 500, "--json", tmp_path / "c.json"]
+
+    def shares(*flags):
+        out = moba.ok(*base, *flags)
+        assert "share of the full attention" in out
+        return json.loads((tmp_path / "c.json").read_text())["layers"]
+
+    own = shares()
+    assert own[0]["choice"].startswith("moba(32,")
+    for row in own:
+        assert 0 < row["share_worst_row"] <= row["share"] <= 1
+        assert abs(sum(row["share_of_heads"]) / len(row["share_of_heads"]) - row["share"]) < 1e-9
+    every = shares("--top-k", 100, "--block-size", 16)
+    assert all(row["share"] > 0.9999 for row in every)
+    gate = ["--block-size", 16, "--top-k", 4, "--force-previous", "--sink-blocks", 1, "--share", "group",
+            "--share-score", "max", "--representative-dtype", "float32"]
+    some = shares(*gate)
+    assert {row["choice"] for row in some} == {"moba(16,4,previous,1 sinks,group max,float32 means)"}
+    assert all(row["share"] < 0.9999 for row in some)
+    moba.fails(2, *base, "--block-size", 16, "--top-k", 2, "--force-previous", "--sink-blocks", 1, names=["sink-blocks"])
+
+
 def test_check_fails_on_weights_that_give_no_numbers(moba, moba_model, text_file, broken):
     """A layer whose queries are NaN agrees with nothing."""
     model = broken(moba_model, lambda config: None)
@@ -38,7 +61,7 @@ def test_check_takes_a_text_shorter_than_a_block(moba, moba_model, tmp_path):
 def test_doctor_says_what_is_there(moba):
     out = moba.ok("doctor")
     for text in ("moba", "torch", "compiler", "features", "threads", "reference", "cpu", "portable", "bfloat16",
-                 "head dims 8 to 256", "GPU", "CUDA", "model", "self-check passed"):
+                 "head dims 8 to 256", "choice options", "sum_prob", "GPU", "CUDA", "model", "self-check passed"):
         assert text in out, text
 
 

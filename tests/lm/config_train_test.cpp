@@ -75,6 +75,31 @@ TEST(TrainConfig, LayersMayBeListed) {
   EXPECT_EQ(config.phases[0].plan.layer(2).kind, Kind::kMoba);
 }
 
+TEST(TrainConfig, TheOptionsOfTheChoiceAreRead) {
+  const std::string attention = R"(phase.0.attention={kind = "moba", block_size = 8, )";
+  const TrainConfig config =
+      with({attention + R"(top_k = 4, force_previous = true, sink_blocks = 2, share = "group", )" +
+            R"(share_score = "sum_prob", representative_dtype = "float32"})"});
+  const AttentionOptions layer = config.phases[0].plan.layer(1);
+  EXPECT_TRUE(layer.force_previous);
+  EXPECT_EQ(layer.sink_blocks, 2);
+  EXPECT_EQ(layer.share, Share::kGroup);
+  EXPECT_EQ(layer.share_score, ShareScore::kSumProb);
+  EXPECT_EQ(layer.representative_dtype, RepresentativeDType::kFloat32);
+  const std::pair<const char*, const char*> mistakes[] = {{"top_k = 1, force_previous = true}", "force_previous"},
+                                                          {"top_k = 3, sink_blocks = 3}", "sink_blocks = 3"},
+                                                          {"top_k = 3, share = \"row\"}", "head, group, layer"},
+                                                          {"top_k = 3, share_score = 1}", "share_score"}};
+  for (const auto& [text, named] : mistakes) {
+    try {
+      with({attention + text});
+      ADD_FAILURE() << text;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(named), std::string::npos) << error.what();
+    }
+  }
+}
+
 // Every mistake names the file, the key and the rule.
 TEST(TrainConfig, MistakesAreNamed) {
   const std::vector<std::pair<std::string, std::string>> mistakes = {

@@ -160,6 +160,36 @@ TEST(AttentionPlan, UniformAndSummary) {
   expect_error([&] { uniform_plan(8, moba, 9); }, {"last_n_full=9"});
 }
 
+TEST(AttentionPlan, EveryOptionOfTheChoiceGoesRoundAndNamesItself) {
+  const json content = {{"layers",
+                         {{{"kind", "moba"},
+                           {"block_size", 64},
+                           {"top_k", 8},
+                           {"force_previous", true},
+                           {"sink_blocks", 2},
+                           {"share", "group"},
+                           {"share_score", "max"},
+                           {"representative_dtype", "float32"}},
+                          {{"kind", "moba"}, {"block_size", 32}, {"top_k", 4}, {"sink_blocks", 3}},
+                          {{"kind", "moba"}, {"block_size", 32}, {"top_k", 4}}}}};
+  const AttentionPlan plan = parse_plan(content, 3, "file: plan");
+  EXPECT_EQ(to_json(plan), content);
+  EXPECT_EQ(plan.summary(),
+            "moba(64,8,previous,2 sinks,group max,float32 means) x1 + moba(32,4,3 sinks) x1 + moba(32,4) x1");
+  EXPECT_EQ(plan.layer(0).share, Share::kGroup);
+  const auto refuse = [&](const char* key, const json& value, std::vector<std::string> parts) {
+    json changed = content;
+    changed["layers"][1][key] = value;
+    parts.insert(parts.end(), {"file: plan", "layers[1]"});
+    expect_error([&] { parse_plan(changed, 3, "file: plan"); }, parts);
+  };
+  refuse("sink_blocks", 4, {"sink_blocks"});
+  refuse("force_previous", true, {"sink_blocks"});  // three sinks leave no slot
+  refuse("share", "row", {"share", "'row'", "head, group, layer"});
+  refuse("share_score", "mean", {"share_score", "sum_prob"});
+  refuse("representative_dtype", "float16", {"representative_dtype", "input, float32"});
+}
+
 TEST(AttentionPlan, JsonRoundTripAndErrors) {
   const json content =
       json::parse(R"({"layers": [{"kind": "moba", "block_size": 64, "top_k": 1, "compat_topk1_full": true},

@@ -206,7 +206,17 @@ TEST(Model, CachedChunksEqualOneShot) {
   ModelConfig config = tiny_config();
   Model model = random_model(config);
   const TokenBatch batch = batch_of({77});
-  for (const AttentionPlan& plan : {AttentionPlan{}, moba_plan(2, 8, 3, 1)}) {
+  // Every option of the choice, each layer its own.
+  AttentionPlan options = moba_plan(2, 8, 4);
+  options.layers[0].force_previous = true;
+  options.layers[0].share = Share::kLayer;
+  options.layers[0].share_score = ShareScore::kSumProb;
+  options.layers[1].sink_blocks = 1;
+  options.layers[1].block_size = 4;
+  options.layers[1].share = Share::kGroup;
+  options.layers[1].share_score = ShareScore::kMax;
+  options.layers[1].representative_dtype = RepresentativeDType::kFloat32;
+  for (const AttentionPlan& plan : {AttentionPlan{}, moba_plan(2, 8, 3, 1), options}) {
     const Tensor expected = logits_of(model, batch, plan);
     for (const std::int64_t chunk : {1, 5, 8, 77}) {
       DecodeState state(config, plan, 80, torch::kFloat32);

@@ -31,12 +31,14 @@ torch::Dtype dtype_of(const std::string& name) {
 }
 
 AttentionOptions AttendCase::options() const {
-  return {.kind = kind_from_name(kind), .block_size = block_size, .top_k = top_k};
+  AttentionOptions options{.kind = kind_from_name(kind), .block_size = block_size, .top_k = top_k};
+  gate.apply(options);
+  return options;
 }
 
 std::string AttendCase::text() const {
-  return fmt::format("{} {} n={} heads={}/{} d={} B={} k={} {}", kind, pass, n, heads, kv_heads, head_dim, block_size,
-                     top_k, dtype);
+  return fmt::format("{} {} n={} heads={}/{} d={} B={} k={} {}{}", kind, pass, n, heads, kv_heads, head_dim, block_size,
+                     top_k, dtype, gate.command_line());
 }
 
 AttendProblem::AttendProblem(const AttendCase& wanted, torch::Device device) : case_(wanted), device_(device) {
@@ -104,9 +106,7 @@ torch::Tensor AttendProblem::portable() const {
   torch::Tensor blocks;
   {
     const torch::NoGradGuard no_gradient_through_the_choice;
-    blocks = torch_ops::select_operator(Variant::kPortable)
-                 .call(q_, k_, batch_.cu_seqlens_q, batch_.cu_seqlens_k, case_.n, case_.n, case_.block_size,
-                       std::min(case_.top_k, (case_.n - 1) / case_.block_size + 1), std::nullopt);
+    blocks = torch_ops::call_select(q_, k_, batch_, case_.options(), Variant::kPortable);
   }
   return std::get<0>(torch_ops::attend_operator(Variant::kPortable)
                          .call(q_, k_, v_, batch_.cu_seqlens_q, batch_.cu_seqlens_k, case_.n, case_.n, "list",
@@ -182,7 +182,9 @@ double AttendProblem::verify_forward(const torch::Tensor& out, const torch::Tens
   for (const RowRange& rows : sampled_rows(case_.n, case_.pass == "decode")) {
     for (std::int64_t head : {std::int64_t{0}, case_.heads - 1}) {
       const std::int64_t first = case_.pass == "decode" ? 0 : rows.begin;
-      const ReferenceRows expected = reference_forward(problem_rows(q_, k_, v_, rows, head, first), case_.options());
+      const AttentionOptions options = case_.options();
+      const ReferenceRows expected =
+          reference_forward(problem_rows(q_, k_, v_, rows, head, first, options), options.softmax_scale);
       error = std::max(error, relative_error(out.narrow(0, first, rows.count).select(1, head), expected.out));
       error = std::max(error, relative_error(lse.select(0, head).narrow(0, first, rows.count), expected.lse));
     }
@@ -201,6 +203,7 @@ double AttendProblem::verify_backward() const {
 
   const torch::NoGradGuard no_gradients;
   double error = 0;
+  const AttentionOptions options = case_.options();
   const std::int64_t group = case_.heads / case_.kv_heads;
   for (std::int64_t kv_head : {std::int64_t{0}, case_.kv_heads - 1}) {
     torch::Tensor dk = torch::zeros({case_.n, case_.head_dim}, torch::kFloat64);
@@ -208,8 +211,8 @@ double AttendProblem::verify_backward() const {
     for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       for (const RowRange& rows : ranges) {
         const ReferenceGradients expected =
-            reference_backward(problem_rows(q_, k_, v_, rows, head, rows.begin),
-                               dout.narrow(0, rows.begin, rows.count).select(1, head), case_.options());
+            reference_backward(problem_rows(q_, k_, v_, rows, head, rows.begin, options),
+                               dout.narrow(0, rows.begin, rows.count).select(1, head), options.softmax_scale);
         error = std::max(error, relative_error(got[0].narrow(0, rows.begin, rows.count).select(1, head), expected.dq));
         dk.narrow(0, 0, expected.dk.size(0)).add_(expected.dk);
         dv.narrow(0, 0, expected.dv.size(0)).add_(expected.dv);

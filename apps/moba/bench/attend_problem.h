@@ -7,6 +7,7 @@
 
 #include <torch/torch.h>
 
+#include "common/gate_flags.h"
 #include "moba/options.h"
 #include "moba_torch/attention.h"
 
@@ -22,6 +23,7 @@ struct AttendCase {
   std::int64_t top_k = 3;
   std::string dtype = "bf16";  // "fp32", "bf16", "fp16"
   std::string kind = "moba";   // "moba", "full"
+  GateFlags gate = {};
 
   AttentionOptions options() const;
   std::string text() const;

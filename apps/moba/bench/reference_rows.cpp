@@ -17,10 +17,11 @@ namespace {
 struct Offsets {
   torch::Tensor q, k;
   PackedBatch batch;
-  explicit Offsets(const ProblemRows& rows)
-      : q(torch::tensor({std::int64_t{0}, rows.q.size(0)}, torch::kInt64)),
-        k(torch::tensor({std::int64_t{0}, rows.k.size(0)}, torch::kInt64)),
-        batch{view_of(q), view_of(k), rows.q.size(0), rows.k.size(0)} {}
+  Offsets(std::int64_t rows, std::int64_t keys)
+      : q(torch::tensor({std::int64_t{0}, rows}, torch::kInt64)),
+        k(torch::tensor({std::int64_t{0}, keys}, torch::kInt64)),
+        batch{view_of(q), view_of(k), rows, keys} {}
+  explicit Offsets(const ProblemRows& rows) : Offsets(rows.q.size(0), rows.k.size(0)) {}
 };
 
 torch::Tensor empty_lse(const ProblemRows& rows) {
@@ -37,59 +38,63 @@ std::vector<RowRange> sampled_rows(std::int64_t n, bool decode) {
 }
 
 ProblemRows problem_rows(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const RowRange& rows,
-                         std::int64_t head, std::int64_t first_row) {
+                         std::int64_t head, std::int64_t first_row, const AttentionOptions& options) {
   const torch::NoGradGuard no_gradients;
   const std::int64_t keys = rows.begin + rows.count;
   const std::int64_t kv_head = head * k.size(1) / q.size(1);
-  const auto part = [](const torch::Tensor& tensor, std::int64_t begin, std::int64_t count, std::int64_t index) {
-    return tensor.narrow(0, begin, count).narrow(1, index, 1).detach().cpu().contiguous();
+  const auto part = [](const torch::Tensor& tensor, std::int64_t begin, std::int64_t count, std::int64_t index,
+                       std::int64_t heads) {
+    return tensor.narrow(0, begin, count).narrow(1, index, heads).detach().cpu().contiguous();
   };
-  return {part(q, first_row, rows.count, head), part(k, 0, keys, kv_head), part(v, 0, keys, kv_head)};
+  ProblemRows result{
+      part(q, first_row, rows.count, head, 1), part(k, 0, keys, kv_head, 1), part(v, 0, keys, kv_head, 1), {}, {}};
+
+  const bool shares = options.share != Share::kHead;
+  const torch::Tensor gate_q = shares ? part(q, first_row, rows.count, 0, q.size(1)) : result.q;
+  const torch::Tensor gate_k = shares ? part(k, 0, keys, 0, k.size(1)) : result.k;
+  result.selection = plan_selection(options, rows.count, gate_q.size(1), gate_k.size(1), keys);
+  if (result.selection.kind != SelectionKind::kList) return result;
+  const std::int64_t lists = result.selection.selection_heads();
+  const torch::Tensor blocks = torch::empty({rows.count, lists, result.selection.budget()}, torch::kInt32);
+  result.selection.blocks = view_of(blocks);
+  TorchContext context;
+  const Offsets offsets(result);
+  select(context, reference_backend(), options, view_of(gate_q), view_of(gate_k), {}, offsets.batch, result.selection);
+  result.blocks = blocks.narrow(1, shares ? head * lists / q.size(1) : 0, 1).contiguous();
+  result.selection.blocks = view_of(result.blocks);
+  return result;
 }
 
-ReferenceRows reference_forward(const ProblemRows& rows, const AttentionOptions& options) {
+ReferenceRows reference_forward(const ProblemRows& rows, double softmax_scale) {
   TorchContext context;
   const Offsets offsets(rows);
   const torch::Tensor out = torch::empty({rows.q.size(0), 1, rows.v.size(2)}, rows.q.options());
   const torch::Tensor lse = empty_lse(rows);
-  attention(context, reference_backend(), options, view_of(rows.q), view_of(rows.k), view_of(rows.v), offsets.batch,
-            {view_of(out), view_of(lse)});
-  return {out.select(1, 0), lse.select(0, 0)};
-}
-
-ReferenceGradients reference_backward(const ProblemRows& rows, const torch::Tensor& dout,
-                                      const AttentionOptions& options) {
-  TorchContext context;
-  const Backend& backend = reference_backend();
-  const Offsets offsets(rows);
-  const std::int64_t count = rows.q.size(0);
-  Selection selection = plan_selection(options, count, 1, 1);
-  torch::Tensor blocks;
-  if (selection.kind == SelectionKind::kList) {
-    blocks = torch::empty({selection.blocks.shape[0], selection.selection_heads(), selection.budget()}, torch::kInt32);
-    selection.blocks = view_of(blocks);
-  }
-  select(context, backend, options, view_of(rows.q), view_of(rows.k), {}, offsets.batch, selection);
-
-  const torch::Tensor out = torch::empty({count, 1, rows.v.size(2)}, rows.q.options());
-  const torch::Tensor lse = empty_lse(rows);
-  const torch::Tensor gradient = dout.detach().cpu().unsqueeze(1).contiguous();
-  const torch::Tensor dq = torch::empty_like(rows.q), dk = torch::empty_like(rows.k), dv = torch::empty_like(rows.v);
-  attend(context, backend,
+  attend(context, reference_backend(),
          {view_of(rows.q),
           view_of(rows.k),
           view_of(rows.v),
           offsets.batch,
-          selection,
-          options.softmax_scale,
+          rows.selection,
+          softmax_scale,
           {view_of(out), view_of(lse)}});
-  attend_backward(context, backend,
+  return {out.select(1, 0), lse.select(0, 0)};
+}
+
+ReferenceGradients reference_backward(const ProblemRows& rows, const torch::Tensor& dout, double softmax_scale) {
+  TorchContext context;
+  const Offsets offsets(rows);
+  const ReferenceRows forward = reference_forward(rows, softmax_scale);
+  const torch::Tensor out = forward.out.unsqueeze(1), lse = forward.lse.unsqueeze(0);
+  const torch::Tensor gradient = dout.detach().cpu().unsqueeze(1).contiguous();
+  const torch::Tensor dq = torch::empty_like(rows.q), dk = torch::empty_like(rows.k), dv = torch::empty_like(rows.v);
+  attend_backward(context, reference_backend(),
                   {view_of(rows.q),
                    view_of(rows.k),
                    view_of(rows.v),
                    offsets.batch,
-                   selection,
-                   options.softmax_scale,
+                   rows.selection,
+                   softmax_scale,
                    view_of(out),
                    view_of(lse),
                    view_of(gradient),

@@ -7,6 +7,7 @@
 #include <torch/torch.h>
 
 #include "moba/options.h"
+#include "moba/selection.h"
 
 namespace moba::app {
 
@@ -21,27 +22,28 @@ std::vector<RowRange> sampled_rows(std::int64_t n, bool decode);
 /// One head's rows and the keys up to the last of them, on the CPU in their own dtype (a representative is rounded to
 /// it, which the choice of blocks sees).
 struct ProblemRows {
-  torch::Tensor q;     // [rows, 1, D]
-  torch::Tensor k, v;  // [keys, 1, D]
+  torch::Tensor q;       // [rows, 1, D]
+  torch::Tensor k, v;    // [keys, 1, D]
+  Selection selection;   // of this head, by the reference; all heads choose where they share
+  torch::Tensor blocks;  // int32 [rows, 1, budget], where the selection is a list
 };
 
 /// q's rows are found from `first_row` on (0 where q holds the sampled rows alone).
 ProblemRows problem_rows(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const RowRange& rows,
-                         std::int64_t head, std::int64_t first_row);
+                         std::int64_t head, std::int64_t first_row, const AttentionOptions& options);
 
 struct ReferenceRows {
   torch::Tensor out;  // [rows, D]
   torch::Tensor lse;  // [rows]
 };
-ReferenceRows reference_forward(const ProblemRows& rows, const AttentionOptions& options);
+ReferenceRows reference_forward(const ProblemRows& rows, double softmax_scale);
 
 struct ReferenceGradients {
   torch::Tensor dq;      // [rows, D]
   torch::Tensor dk, dv;  // [keys, D]
 };
 /// dout [rows, D].
-ReferenceGradients reference_backward(const ProblemRows& rows, const torch::Tensor& dout,
-                                      const AttentionOptions& options);
+ReferenceGradients reference_backward(const ProblemRows& rows, const torch::Tensor& dout, double softmax_scale);
 
 /// max |got - expected| / max |expected|; NaN where one of them is NaN.
 double relative_error(const torch::Tensor& got, const torch::Tensor& expected);

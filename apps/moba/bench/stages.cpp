@@ -89,7 +89,9 @@ std::vector<Stage> measure_stages(const AttendCase& problem, torch::Device devic
   torch::Tensor representatives, blocks;
   if (selection.kind == SelectionKind::kList) {
     representatives =
-        torch::empty({block_rows(problem.n, 1, problem.block_size), problem.kv_heads, problem.head_dim}, k.options());
+        torch::empty({block_rows(problem.n, 1, problem.block_size), problem.kv_heads, problem.head_dim},
+                     options.representative_dtype == RepresentativeDType::kFloat32 ? k.options().dtype(torch::kFloat32)
+                                                                                   : k.options());
     blocks = torch::empty({rows, selection.selection_heads(), selection.budget()},
                           torch::TensorOptions(torch::kInt32).device(device));
     selection.blocks = view_of(blocks);

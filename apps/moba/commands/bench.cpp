@@ -34,6 +34,7 @@ struct BenchFlags {
   std::int64_t heads = 8, kv_heads = 0;  // 0: as many as heads
   std::int64_t block_size = 512, top_k = 3;
   std::string dtype = "bf16", kind = "moba";
+  GateFlags gate;
   std::vector<std::string> passes;
   int repeats = 5;
   bool quick = false, stages = false, goals = false;
@@ -63,7 +64,8 @@ std::vector<SpeedGoal> cases_of(const BenchFlags& flags, bool cuda) {
                       .block_size = flags.block_size,
                       .top_k = flags.top_k,
                       .dtype = flags.dtype,
-                      .kind = flags.kind};
+                      .kind = flags.kind,
+                      .gate = flags.gate};
   };
   const bool chosen = !flags.n.empty() || !flags.passes.empty();
   const std::vector<std::int64_t> dims = !flags.head_dim.empty() ? flags.head_dim
@@ -160,6 +162,13 @@ nlohmann::ordered_json to_json(const BenchRow& row, const char* baseline, const 
     json["portable_ms"] = row.portable_ms;
     json["portable_ratio"] = row.portable_ms / row.ms;
   }
+  if (problem.gate.any()) {
+    json["force_previous"] = problem.gate.force_previous;
+    json["sink_blocks"] = problem.gate.sink_blocks;
+    json["share"] = problem.gate.share;
+    json["share_score"] = problem.gate.share_score;
+    json["representative_dtype"] = problem.gate.representative_dtype;
+  }
   if (!row.goal.simd_level.empty()) json["simd_level"] = row.goal.simd_level;
   if (row.goal.at_least > 0) {
     json["at_least"] = row.goal.at_least;
@@ -183,6 +192,7 @@ std::string row_line(const BenchRow& row) {
   if (row.goal.at_least > 0) {
     line += fmt::format("  {} {:g}x", row.ratio() >= row.goal.at_least ? "meets" : "MISSES", row.goal.at_least);
   }
+  if (problem.gate.any()) line += " " + problem.gate.command_line();
   if (!row.goal.simd_level.empty()) line += "  with " + row.goal.simd_level;
   return line + "\n";
 }
@@ -286,6 +296,7 @@ void add_attend(CLI::App& bench, Action& action) {
       ->check(CLI::IsMember({"moba", "full"}))
       ->capture_default_str()
       ->group(group);
+  flags->gate.declare(*command, group);
   command->add_option("--simd-level", flags->simd_level, "Best SIMD level that ours may use on a CPU")
       ->check(CLI::IsMember(compiled_simd_levels()))
       ->group(group);

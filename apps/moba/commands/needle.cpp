@@ -79,6 +79,7 @@ std::string command_line(const NeedleFlags& flags) {
   if (flags.plan.block_size) line += fmt::format(" --block-size {}", *flags.plan.block_size);
   if (flags.plan.top_k) line += fmt::format(" --top-k {}", *flags.plan.top_k);
   if (flags.plan.last_n_full) line += fmt::format(" --last-n-full {}", *flags.plan.last_n_full);
+  line += flags.plan.gate.command_line();
   if (flags.options.distractors != 3) line += fmt::format(" --distractors {}", flags.options.distractors);
   if (flags.model.dtype != "auto") line += " --dtype " + flags.model.dtype;
   if (flags.model.device.device != "auto") line += " --device " + flags.model.device.device;

@@ -18,6 +18,7 @@ void PlanFlags::declare(CLI::App& command) {
   command.add_option("--last-n-full", last_n_full, "With --block-size: so many last layers are full")
       ->check(at_least(0))
       ->group(group);
+  gate.declare(command, group);
 }
 
 lm::AttentionPlan choose_plan(const std::string& attention, const lm::ModelConfig& config, const PlanFlags& flags) {
@@ -40,8 +41,9 @@ lm::AttentionPlan choose_plan(const std::string& attention, const lm::ModelConfi
     throw UsageError(
         fmt::format("--last-n-full: {} is above the {} layers of the model", last, config.num_hidden_layers));
   }
-  return lm::uniform_plan(config.num_hidden_layers,
-                          {.kind = Kind::kMoba, .block_size = *flags.block_size, .top_k = *flags.top_k}, last);
+  AttentionOptions options{.kind = Kind::kMoba, .block_size = *flags.block_size, .top_k = *flags.top_k};
+  flags.gate.apply(options);
+  return lm::uniform_plan(config.num_hidden_layers, options, last);
 }
 
 CLI::IsMember attention_names() {

@@ -7,19 +7,21 @@
 
 #include <CLI/CLI.hpp>
 
+#include "common/gate_flags.h"
 #include "lm/model/config.h"
 #include "lm/model/plan.h"
 
 namespace moba::app {
 
-/// --block-size, --top-k, --last-n-full: a MoBA plan given on the command line.
+/// --block-size, --top-k, --last-n-full and the flags of the gate: a MoBA plan given on the command line.
 struct PlanFlags {
   std::optional<std::int64_t> block_size;
   std::optional<std::int64_t> top_k;
   std::optional<std::int64_t> last_n_full;
+  GateFlags gate;
 
   void declare(CLI::App& command);
-  bool any() const { return block_size || top_k || last_n_full; }
+  bool any() const { return block_size || top_k || last_n_full || gate.any(); }
 };
 
 /// The names --attention takes: "model" is the plan of the checkpoint; "full" makes every layer full; "moba" is the
