@@ -5,6 +5,7 @@
 #include <span>
 
 #include "moba/context.h"
+#include "moba/page_table.h"
 #include "moba/selection.h"
 #include "moba/tensor.h"
 
@@ -62,9 +63,10 @@ struct ScoreArgs {
 /// by the sum of theirs. Does not keep scores: memory is O(rows * budget).
 struct SelectArgs {
   ConstTensorView q;                // [Tq, H, D]
-  ConstTensorView representatives;  // [R, HK, D]
+  ConstTensorView representatives;  // [R, HK, D]; with a page table [pages, HK, D], a block's row being its last page
   PackedBatch batch;
-  Selection selection;  // kList, with room in `blocks`
+  Selection selection;        // kList, with room in `blocks`
+  PageTable page_table = {};  // only where `supports_pages`
 };
 
 struct InvertArgs {
@@ -77,12 +79,13 @@ struct InvertArgs {
 
 struct AttendArgs {
   ConstTensorView q;  // [Tq, H, D]
-  ConstTensorView k;  // [Tk, HK, D]
-  ConstTensorView v;  // [Tk, HK, Dv]
+  ConstTensorView k;  // [Tk, HK, D]; with a page table the pool, [pages * page_size, HK, D]
+  ConstTensorView v;  // [Tk, HK, Dv], likewise
   PackedBatch batch;
   Selection selection;
   double softmax_scale = 0.0;  // > 0
   Partial result;              // out [Tq, H, Dv] in the dtype of q, lse [H, Tq]
+  PageTable page_table = {};   // only where `supports_pages`
 };
 
 /// With the lse of the whole row, the gradient is a sum over blocks. dS = P * (dP - delta + dlse).
@@ -117,6 +120,8 @@ class Backend {
   virtual bool supports(DType dtype) const = 0;
   /// Where its tensors must live.
   virtual DeviceKind device() const { return DeviceKind::kCpu; }
+  /// Whether `select` and `attend` follow a page table.
+  virtual bool supports_pages() const { return false; }
 
   virtual void pool(Context& context, const PoolArgs& args) const = 0;
   virtual void score(Context& context, const ScoreArgs& args) const = 0;

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/problem.h"
+#include "cpu/block_rows.h"
 
 namespace moba::cpu {
 
@@ -19,7 +19,7 @@ inline constexpr std::int64_t kGateRows =
 class Gate {
  public:
   /// `heads_of_list` query heads share a list, each with its own representatives' head.
-  Gate(Context& context, const ConstTensorView& q, const ConstTensorView& representatives, std::int64_t rows,
+  Gate(Context& context, const ConstTensorView& q, const BlockRows& representatives, std::int64_t rows,
        std::int64_t heads_of_list)
       : q_(q),
         representatives_(representatives),
@@ -54,7 +54,7 @@ class Gate {
         const std::int64_t seen = std::min(count, past(row_begin + first + here - 1) - block);
         if (seen <= 0) continue;
         for (std::int64_t h = 0; h < heads_of_list_; ++h) {
-          pack(sequence.first_block_row(block_size) + block, count, (list * heads_of_list_ + h));
+          pack(sequence, block, count, list * heads_of_list_ + h);
           kernels_.multiply({.m = here,
                              .n = seen,
                              .k = dim_,
@@ -77,21 +77,25 @@ class Gate {
 
  private:
   /// Packs representatives [first, first + count) for a query head, unless they are what is packed already.
-  void pack(std::int64_t first, std::int64_t count, std::int64_t head) {
-    const std::int64_t kv_head = head * representatives_.shape[1] / q_.shape[1];
-    if (first == packed_first_ && count == packed_count_ && kv_head == packed_head_) return;
-    kernels_.pack_transposed(rows_of(representatives_, first, kv_head, count), staging_.data(), packed_.data());
+  void pack(const Sequence& sequence, std::int64_t first, std::int64_t count, std::int64_t head) {
+    const std::int64_t kv_head = head * representatives_.heads() / q_.shape[1];
+    if (sequence.index == packed_sequence_ && first == packed_first_ && count == packed_count_ &&
+        kv_head == packed_head_) {
+      return;
+    }
+    kernels_.pack_transposed(representatives_(sequence, first, count, kv_head), staging_.data(), packed_.data());
+    packed_sequence_ = sequence.index;
     packed_first_ = first;
     packed_count_ = count;
     packed_head_ = kv_head;
   }
 
   const ConstTensorView& q_;
-  const ConstTensorView& representatives_;
+  const BlockRows& representatives_;
   std::int64_t dim_, row_, heads_of_list_;
   const Kernels& kernels_;
   Scratch<float> queries_, packed_, staging_, scores_;
-  std::int64_t packed_first_ = -1, packed_count_ = -1, packed_head_ = -1;
+  std::int64_t packed_sequence_ = -1, packed_first_ = -1, packed_count_ = -1, packed_head_ = -1;
 };
 
 }  // namespace moba::cpu

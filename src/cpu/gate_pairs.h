@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/block_rows.h"
 #include "cpu/pairs.h"
-#include "cpu/problem.h"
 
 namespace moba::cpu {
 
@@ -25,7 +25,7 @@ class PairGate {
 
   static bool serves(const ConstTensorView& q) { return q.dtype == DType::kBFloat16 && pair_kernels() != nullptr; }
 
-  PairGate(Context& context, const ConstTensorView& q, const ConstTensorView& representatives, std::int64_t,
+  PairGate(Context& context, const ConstTensorView& q, const BlockRows& representatives, std::int64_t,
            std::int64_t heads_of_list)
       : q_(q),
         representatives_(representatives),
@@ -49,7 +49,7 @@ class PairGate {
     const auto past = [&](std::int64_t row) { return std::max<std::int64_t>(0, sequence.position(row)) / block_size; };
     const std::int64_t most = past(row_begin + rows - 1);
     for (std::int64_t tile = 0; tile < most; tile += kBlocksOfATile) {
-      load_blocks(sequence.first_block_row(block_size) + tile, std::min(kBlocksOfATile, most - tile), list);
+      load_blocks(sequence, tile, std::min(kBlocksOfATile, most - tile), list);
       for (std::int64_t first = row_begin; first < row_begin + rows; first += kPairRows) {
         const std::int64_t lanes = std::min(kPairRows, row_begin + rows - first);
         const std::int64_t end = std::min(tile + kBlocksOfATile, past(first + lanes - 1));
@@ -94,9 +94,8 @@ class PairGate {
       const std::int64_t count = std::min(kPairRows, past - block);
       for (std::int64_t h = 0; h < heads_of_list_; ++h) {
         const std::int64_t head = list * heads_of_list_ + h;
-        const std::int64_t kv_head = head * representatives_.shape[1] / q_.shape[1];
-        const std::int64_t first = sequence.first_block_row(block_size) + block;
-        kernels_.pack_lanes(pair_source(rows_of(representatives_, first, kv_head, count)), lanes_.data());
+        const std::int64_t kv_head = head * representatives_.heads() / q_.shape[1];
+        kernels_.pack_lanes(pair_source(representatives_(sequence, block, count, kv_head)), lanes_.data());
         kernels_.copy_rows(pair_source(rows_of(q_, row, head, 1)), blocks_.data(), row_);
         kernels_.multiply({.m = 1,
                            .n = count,
@@ -112,10 +111,10 @@ class PairGate {
     }
   }
 
-  void load_blocks(std::int64_t first, std::int64_t count, std::int64_t list) {
+  void load_blocks(const Sequence& sequence, std::int64_t first, std::int64_t count, std::int64_t list) {
     for (std::int64_t h = 0; h < heads_of_list_; ++h) {
-      const std::int64_t kv_head = (list * heads_of_list_ + h) * representatives_.shape[1] / q_.shape[1];
-      kernels_.copy_rows(pair_source(rows_of(representatives_, first, kv_head, count)),
+      const std::int64_t kv_head = (list * heads_of_list_ + h) * representatives_.heads() / q_.shape[1];
+      kernels_.copy_rows(pair_source(representatives_(sequence, first, count, kv_head)),
                          blocks_.data() + h * kBlocksOfATile * row_, row_);
     }
   }
@@ -142,7 +141,7 @@ class PairGate {
   }
 
   const ConstTensorView& q_;
-  const ConstTensorView& representatives_;
+  const BlockRows& representatives_;
   std::int64_t dim_, row_, heads_of_list_;
   const PairKernels& kernels_;
   Scratch<Pair> blocks_, lanes_;

@@ -26,12 +26,14 @@ class HeapChooser {
  public:
   static std::int64_t bytes(const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most) {
     return AnyGate::bytes(args.q.shape[2], most, heads_of_list) +
+           BlockRows::bytes(args.representatives, args.page_table, kBlockTile) +
            most * (args.selection.budget() * static_cast<std::int64_t>(sizeof(Candidate)) +
                    static_cast<std::int64_t>(sizeof(std::int64_t)));
   }
   HeapChooser(Context& context, const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most)
       : args_(args),
-        gate_(context, args.q, args.representatives, most, heads_of_list),
+        representatives_(context, args.representatives, args.page_table, args.selection.block_size, kBlockTile),
+        gate_(context, args.q, representatives_, most, heads_of_list),
         heaps_(context, most * args.selection.budget(), "the best blocks of each row"),
         held_(context, most, "the best blocks of each row") {}
 
@@ -54,6 +56,7 @@ class HeapChooser {
 
  private:
   const SelectArgs& args_;
+  BlockRows representatives_;
   AnyGate gate_;
   Scratch<Candidate> heaps_;
   Scratch<std::int64_t> held_;
@@ -64,12 +67,14 @@ class LaneChooser {
  public:
   static std::int64_t bytes(const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most) {
     return PairGate::bytes(args.q.shape[2], most, heads_of_list) +
+           BlockRows::bytes(args.representatives, args.page_table, kBlockTile) +
            8 * (most + kPairRows) * kept_slots(args.selection.budget());
   }
   LaneChooser(Context& context, const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most)
       : args_(args),
         kernels_(*pair_kernels()),
-        gate_(context, args.q, args.representatives, most, heads_of_list),
+        representatives_(context, args.representatives, args.page_table, args.selection.block_size, kBlockTile),
+        gate_(context, args.q, representatives_, most, heads_of_list),
         scores_(context, (most + kPairRows) * kept_slots(args.selection.budget()), "the best scores of each row"),
         blocks_(context, (most + kPairRows) * kept_slots(args.selection.budget()), "the best blocks of each row") {}
 
@@ -97,10 +102,18 @@ class LaneChooser {
  private:
   const SelectArgs& args_;
   const PairKernels& kernels_;
+  BlockRows representatives_;
   PairGate gate_;
   Scratch<float> scores_;
   Scratch<std::int32_t> blocks_;
 };
+
+/// How many past blocks a row has at most.
+std::int64_t most_blocks(const SelectArgs& args) {
+  if (!args.page_table.present()) return args.representatives.shape[0] - 1;
+  const std::int64_t capacity = args.page_table.pages.shape[1] * args.page_table.page_size;
+  return std::min(args.batch.max_seqlen_k, capacity) / args.selection.block_size;
+}
 
 template <class Chooser>
 void choose(Context& context, const SelectArgs& args, const Sequences& sequences) {
@@ -123,7 +136,7 @@ void choose(Context& context, const SelectArgs& args, const Sequences& sequences
   };
   // Waking threads takes as long as this many products, as one row of a decoder needs.
   constexpr std::int64_t kWorthWaking = std::int64_t{1} << 18;
-  if (args.q.shape[0] * args.q.shape[1] * args.q.shape[2] * (args.representatives.shape[0] - 1) <= kWorthWaking) {
+  if (args.q.shape[0] * args.q.shape[1] * args.q.shape[2] * most_blocks(args) <= kWorthWaking) {
     work(0, count * lists);
   } else {
     context.parallel_for(count * lists, 1, work);
@@ -135,8 +148,11 @@ void choose(Context& context, const SelectArgs& args, const Sequences& sequences
 void select(Context& context, const SelectArgs& args) {
   const Selection& selection = args.selection;
   const std::int64_t rows = args.q.shape[0], budget = selection.budget();
-  const Sequences sequences(context, args.batch, rows,
-                            most_keys(args.representatives.shape[0], args.batch.sequences(), selection.block_size));
+  const std::int64_t blocks = args.representatives.shape[0];
+  const Sequences sequences =
+      sequences_of(context, args.batch, args.page_table, rows,
+                   args.page_table.present() ? blocks * args.page_table.page_size
+                                             : most_keys(blocks, args.batch.sequences(), selection.block_size));
   for_each_keyless_run(sequences, rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
       for (std::int64_t list = 0; list < selection.selection_heads(); ++list) {
