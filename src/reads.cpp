@@ -28,8 +28,7 @@ class ListUnion {
       if (position < 0) continue;
       for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
         for_each_key_range(context_, selection, row, position, head, heads, [&](std::int64_t begin, std::int64_t end) {
-          std::int64_t& seen = seen_[begin / size];
-          seen = std::max(seen, end - begin);
+          seen_[begin / size] = end - begin;  // never less than for the rows before
           ++count.blocks_chosen;
           count.keys_chosen += end - begin;
         });
