@@ -25,7 +25,8 @@ void add_key(Accumulator<T>* sum, const T* key, std::int64_t dim) {
   }
 }
 
-/// mean[d] = sum[d] / count, a division in the accumulator's type, rounded once to T.
+/// mean[d] = sum[d] / count, a division in the accumulator's type, rounded once to T: the dtype of the keys or the
+/// accumulator's.
 template <class T>
 void write_mean(T* mean, const Accumulator<T>* sum, std::int64_t count, std::int64_t dim) {
   for (std::int64_t d = 0; d < dim; ++d) {

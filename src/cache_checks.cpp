@@ -4,6 +4,15 @@
 #include "checks.h"
 
 namespace moba {
+namespace {
+
+void check_cached_representatives(const Backend& backend, const TensorView& view, DType keys,
+                                  std::initializer_list<std::int64_t> shape, const char* axes) {
+  check_representatives(backend, "cache.representatives", view, keys, shape, axes);
+  check_output(backend, "cache.representatives", view, view.dtype, shape, axes);
+}
+
+}  // namespace
 
 void check_kv_cache(const Backend& backend, const KvCache& cache) {
   check_rank("cache.k", cache.k, 3, "[capacity, HK, D]");
@@ -14,8 +23,9 @@ void check_kv_cache(const Backend& backend, const KvCache& cache) {
   require(cache.block_size >= 0, "cache.block_size", std::to_string(cache.block_size), "at least 0",
           "0 is for a layer without block choice.");
   if (cache.block_size > 0) {
-    check_output(backend, "cache.representatives", cache.representatives, cache.k.dtype,
-                 {block_rows(capacity, 1, cache.block_size), kv_heads, dim}, "[block_rows(capacity, 1, B), HK, D]");
+    check_cached_representatives(backend, cache.representatives, cache.k.dtype,
+                                 {block_rows(capacity, 1, cache.block_size), kv_heads, dim},
+                                 "[block_rows(capacity, 1, B), HK, D]");
     check_output(backend, "cache.running_sum", cache.running_sum, accumulator_dtype(cache.k.dtype), {kv_heads, dim},
                  "[HK, D]");
   }
@@ -50,8 +60,7 @@ void check_paged_kv_cache(const Backend& backend, const PagedKvCache& cache) {
           "No memory holds such a sequence.");
   check_output(backend, "cache.lengths", cache.lengths, DType::kInt64, {cache.sequences()}, "[sequences]");
   if (cache.block_size == 0) return;
-  check_output(backend, "cache.representatives", cache.representatives, cache.k.dtype, {pages, kv_heads, dim},
-               "[pages, HK, D]");
+  check_cached_representatives(backend, cache.representatives, cache.k.dtype, {pages, kv_heads, dim}, "[pages, HK, D]");
   check_output(backend, "cache.running_sums", cache.running_sums, accumulator_dtype(cache.k.dtype),
                {cache.sequences(), kv_heads, dim}, "[sequences, HK, D]");
 }

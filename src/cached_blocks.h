@@ -25,7 +25,12 @@ void extend_blocks(const TensorView& k, const TensorView& representatives, Accum
     if (t % block_size == 0) std::fill_n(sum, dim, Accumulator<T>{0});
     add_key(sum, cached_row<const T>(k, row_of(t), head), dim);
     if ((t + 1) % block_size == 0) {
-      write_mean(cached_row<T>(representatives, block_row(t / block_size), head), sum, block_size, dim);
+      const std::int64_t row = block_row(t / block_size);
+      if (representatives.dtype == k.dtype) {
+        write_mean(cached_row<T>(representatives, row, head), sum, block_size, dim);
+      } else {
+        write_mean(cached_row<Accumulator<T>>(representatives, row, head), sum, block_size, dim);
+      }
     }
   }
 }

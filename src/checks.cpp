@@ -1,5 +1,6 @@
 #include "checks.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -224,6 +225,12 @@ void check_output(const Backend& backend, const char* argument, const TensorView
   }
 }
 
+void check_representatives(const Backend& backend, const char* argument, const ConstTensorView& view, DType keys,
+                           std::initializer_list<std::int64_t> shape, const char* axes) {
+  const bool wide = view.present() && view.dtype == accumulator_dtype(keys);
+  check_tensor(backend, argument, view, wide ? accumulator_dtype(keys) : keys, shape, axes);
+}
+
 void check_queries_and_keys(const Backend& backend, const ConstTensorView& q, const ConstTensorView& k) {
   check_rank("q", q, 3, "[Tq, H, D]");
   check_float(backend, "q", q.dtype);
@@ -242,8 +249,10 @@ void check_pool(const Backend& backend, const PoolArgs& args) {
   check_maximum("max_seqlen_k", args.batch.max_seqlen_k, args.k.shape[0]);
   check_block_size(args.block_size);
   const std::int64_t rows = block_rows(args.k.shape[0], args.batch.sequences(), args.block_size);
-  check_output(backend, "representatives", args.representatives, args.k.dtype, {rows, args.k.shape[1], args.k.shape[2]},
-               "[block_rows(Tk, sequences, B), HK, D]");
+  const std::initializer_list<std::int64_t> shape = {rows, args.k.shape[1], args.k.shape[2]};
+  constexpr const char* kAxes = "[block_rows(Tk, sequences, B), HK, D]";
+  check_representatives(backend, "representatives", args.representatives, args.k.dtype, shape, kAxes);
+  check_output(backend, "representatives", args.representatives, args.representatives.dtype, shape, kAxes);
 }
 
 namespace {
@@ -255,7 +264,7 @@ void check_gate(const Backend& backend, const ConstTensorView& q, const ConstTen
   check_float(backend, "q", q.dtype);
   check_tensor(backend, "q", q, q.dtype, {-1, -1, -1}, "[Tq, H, D]");
   check_dim("q", "head dim (last axis)", q.shape[2]);
-  check_tensor(backend, "representatives", representatives, q.dtype, {-1, -1, q.shape[2]}, "[R, HK, D]");
+  check_representatives(backend, "representatives", representatives, q.dtype, {-1, -1, q.shape[2]}, "[R, HK, D]");
   check_heads(q, representatives, "representatives");
   check_batch(backend, batch, q.shape[0], 0);
   if (table.present()) return check_page_table(backend, table, batch.sequences());
@@ -283,6 +292,17 @@ void check_select(const Backend& backend, const SelectArgs& args) {
   check_list(backend, args.selection, args.q.shape[0], args.q.shape[1], args.representatives.shape[1]);
   check_output(backend, "selection.blocks", args.selection.blocks, DType::kInt32, {args.q.shape[0], -1, -1},
                "[Tq, selection heads, budget]");
+  const ChoiceRule& rule = args.rule;
+  require(rule.sink_blocks >= 0, "sink_blocks", std::to_string(rule.sink_blocks), "at least 0", "0 means none.");
+  const std::int64_t most_past = (std::max<std::int64_t>(args.batch.max_seqlen_k, 1) - 1) / args.selection.block_size;
+  const std::int64_t budget = args.selection.budget(), previous = rule.force_previous ? 1 : 0;
+  require(
+      budget >= most_past || rule.sink_blocks <= budget - previous, "the budget (axis 2 of selection.blocks)",
+      std::to_string(budget),
+      "at least the number of forced blocks, " + std::to_string(rule.sink_blocks) + " + " + std::to_string(previous),
+      "plan_selection() gives the shape.");
+  static_cast<void>(name_of(rule.share_score));  // throws where it is no value of the enumeration
+  check_scale(rule.softmax_scale);
   if (args.page_table.present()) check_page_divides(args.page_table, args.selection);
 }
 

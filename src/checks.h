@@ -55,6 +55,10 @@ void check_countable(const std::string& argument, const ConstTensorView& view);
 void check_tensor(const Backend& backend, const char* argument, const ConstTensorView& view, DType dtype,
                   std::initializer_list<std::int64_t> shape, const char* axes);
 
+/// The same for representatives of keys of a dtype: of that dtype, or float32 (float64 beside float64).
+void check_representatives(const Backend& backend, const char* argument, const ConstTensorView& view, DType keys,
+                           std::initializer_list<std::int64_t> shape, const char* axes);
+
 /// The same for a tensor that is written: no axis may have stride 0.
 void check_output(const Backend& backend, const char* argument, const TensorView& view, DType dtype,
                   std::initializer_list<std::int64_t> shape, const char* axes);
@@ -62,6 +66,11 @@ void check_output(const Backend& backend, const char* argument, const TensorView
 /// float32, or float64 beside float64: the dtype of lse, scores and running sums.
 constexpr DType accumulator_dtype(DType dtype) {
   return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+}
+
+/// The dtype of representatives of keys of this dtype.
+constexpr DType representative_dtype(const AttentionOptions& options, DType keys) {
+  return options.representative_dtype == RepresentativeDType::kFloat32 ? accumulator_dtype(keys) : keys;
 }
 
 }  // namespace moba

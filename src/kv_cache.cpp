@@ -88,6 +88,11 @@ void attend_cached(Context& context, const Backend& backend, const KvCache& cach
   require(!has_list || selection.block_size == cache.block_size, "block_size", std::to_string(options.block_size),
           "that of the cache, " + std::to_string(cache.block_size),
           "Make the cache for this block size; a cache of block size 0 serves kinds full and window.");
+  const DType wanted = representative_dtype(options, k.dtype);
+  require(!has_list || cache.representatives.dtype == wanted, "representative_dtype",
+          name_of(options.representative_dtype),
+          std::string("what the cache holds: its representatives are ") + name_of(cache.representatives.dtype),
+          "Make the cache for this option.");
   check_countable("the list of chosen blocks (rows x H x budget)", selection.blocks);
   Scratch<std::int32_t> list(context, has_list ? selection.blocks.numel() : 0, "the list of chosen blocks");
   selection.blocks.data = list.data();

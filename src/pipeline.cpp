@@ -14,6 +14,10 @@ double scale_or_default(double softmax_scale, const ConstTensorView& q) {
   return softmax_scale == 0.0 && q.rank == 3 ? 1.0 / std::sqrt(static_cast<double>(q.shape[2])) : softmax_scale;
 }
 
+ChoiceRule rule_of(const AttentionOptions& options, const ConstTensorView& q) {
+  return {options.force_previous, options.sink_blocks, options.share_score, scale_or_default(options.softmax_scale, q)};
+}
+
 }  // namespace
 
 Selection plan_selection(const AttentionOptions& options, std::int64_t total_q, std::int64_t heads,
@@ -49,7 +53,7 @@ void select(Context& context, const Backend& backend, const AttentionOptions& op
   check_queries_and_keys(backend, q, k);
 
   if (representatives.present()) {
-    const SelectArgs args{q, representatives, batch, selection, page_table};
+    const SelectArgs args{q, representatives, batch, selection, rule_of(options, q), page_table};
     check_select(backend, args);
     selector.choose(context, backend, options, args);
     return;
@@ -61,10 +65,11 @@ void select(Context& context, const Backend& backend, const AttentionOptions& op
   require(batch.cu_seqlens_k.rank == 1 && batch.cu_seqlens_k.shape[0] >= 1, "cu_seqlens_k",
           shape_text(batch.cu_seqlens_k), "of shape [sequences + 1]", "Pass [0, total] for one sequence.");
   const std::int64_t rows = block_rows(k.shape[0], batch.sequences(), selection.block_size);
-  const std::int64_t row_bytes = k.shape[1] * k.shape[2] * size_of(k.dtype);
+  const DType dtype = representative_dtype(options, k.dtype);
+  const std::int64_t row_bytes = k.shape[1] * k.shape[2] * size_of(dtype);
   Scratch<std::byte> memory(context, rows * row_bytes, "block representatives");
-  const TensorView pooled(memory.data(), k.dtype, {rows, k.shape[1], k.shape[2]}, k.device);
-  const SelectArgs args{q, pooled, batch, selection};
+  const TensorView pooled(memory.data(), dtype, {rows, k.shape[1], k.shape[2]}, k.device);
+  const SelectArgs args{q, pooled, batch, selection, rule_of(options, q)};
   check_select(backend, args);
   pool(context, backend, {k, batch, selection.block_size, pooled});
   selector.choose(context, backend, options, args);

@@ -104,6 +104,8 @@ SelfCheckReport self_check(Context& context, const Backend& backend, const Atten
   every_block.kind = Kind::kMoba;
   every_block.compat_topk1_full = false;
   every_block.top_k = std::max<std::int64_t>(batch.max_seqlen_k, 1);  // at least the number of blocks
+  every_block.force_previous = false;                                 // where all are chosen, force changes nothing
+  every_block.sink_blocks = 0;
   Selection chosen = plan_selection(every_block, q.shape[0], q.shape[1], k.shape[1], batch.max_seqlen_k);
   Scratch<std::int32_t> list(context, chosen.blocks.numel(), "the list of all blocks");
   chosen.blocks.data = list.data();

@@ -21,6 +21,22 @@ inline Sequences sequences_of(Context& context, PackedBatch batch, const PageTab
   return Sequences(context, batch, total_q, std::numeric_limits<std::int64_t>::max());
 }
 
+/// The sequences of `select`, whose keys are known by their representatives alone.
+inline Sequences sequences_of(Context& context, const SelectArgs& args) {
+  const std::int64_t blocks = args.representatives.shape[0], rows = args.q.shape[0];
+  const bool in_pages = args.page_table.present();
+  return sequences_of(context, args.batch, args.page_table, rows,
+                      in_pages ? blocks * args.page_table.page_size
+                               : most_keys(blocks, args.batch.sequences(), args.selection.block_size));
+}
+
+/// An upper bound of the past blocks of a row, known without the sequences.
+inline std::int64_t most_past_blocks(const SelectArgs& args) {
+  if (!args.page_table.present()) return args.representatives.shape[0] - 1;
+  const std::int64_t capacity = args.page_table.pages.shape[1] * args.page_table.page_size;
+  return std::min(args.batch.max_seqlen_k, capacity) / args.selection.block_size;
+}
+
 /// The places of one sequence. A page that the pool does not have is clamped to it and sets kPageOutOfRange.
 class TokenRows {
  public:

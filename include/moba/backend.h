@@ -5,6 +5,7 @@
 #include <span>
 
 #include "moba/context.h"
+#include "moba/options.h"
 #include "moba/page_table.h"
 #include "moba/selection.h"
 #include "moba/tensor.h"
@@ -40,12 +41,13 @@ inline constexpr std::int64_t kMinHeadDim = 8;
 inline constexpr std::int64_t kMaxHeadDim = 256;
 
 /// representatives[block row, hk, :] = mean of the block's keys: their float32 sum in token order (float64 for
-/// float64), divided by their number, rounded once to the dtype of k. Rows that no block owns are left as they are.
+/// float64), divided by their number, rounded once to the dtype of the representatives. Rows that no block owns are
+/// left as they are. Representatives have the dtype of k, or float32 (float64 beside float64): here and below.
 struct PoolArgs {
   ConstTensorView k;  // [Tk, HK, D]
   PackedBatch batch;  // cu_seqlens_k is used
   std::int64_t block_size = 0;
-  TensorView representatives;  // [R, HK, D], dtype of k
+  TensorView representatives;  // [R, HK, D]
 };
 
 /// scores[row, h, i] = q[row, h] · representative of block i, unscaled, accumulated in float32; -inf where block i is
@@ -58,14 +60,25 @@ struct ScoreArgs {
   TensorView scores;  // float32 (float64 beside float64) [Tq, H, ceil(max_seqlen_k / B)]
 };
 
-/// The budget best past blocks of each row: by score, ties to the lower index, never one scored -inf. Fills
+/// What decides beside the scores; the defaults are MoBA's. The fields are those of AttentionOptions.
+struct ChoiceRule {
+  bool force_previous = false;
+  std::int64_t sink_blocks = 0;
+  ShareScore share_score = ShareScore::kSumLogit;
+  double softmax_scale = 1.0;  // > 0; kSumProb uses it
+};
+
+/// The budget best past blocks of each row: those that the rule forces, then by score, ties to the lower index. Fills
 /// `selection.blocks`, also for rows without a past (all -1). A selection head that serves several query heads scores
-/// by the sum of theirs. Does not keep scores: memory is O(rows * budget).
+/// by theirs as `rule.share_score` says. Never chosen but by force: a block whose product with a query of the list is
+/// NaN, or whose score is -inf (for kSumProb: where every product is). Does not keep scores: memory is O(rows *
+/// budget). budget >= sink_blocks + force_previous, or the most past blocks that a row has.
 struct SelectArgs {
   ConstTensorView q;                // [Tq, H, D]
   ConstTensorView representatives;  // [R, HK, D]; with a page table [pages, HK, D], a block's row being its last page
   PackedBatch batch;
-  Selection selection;        // kList, with room in `blocks`
+  Selection selection;  // kList, with room in `blocks`
+  ChoiceRule rule = {};
   PageTable page_table = {};  // only where `supports_pages`
 };
 

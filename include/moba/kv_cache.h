@@ -13,14 +13,14 @@ namespace moba {
 /// sequences in pages of a common pool: PagedKvCache (paged_kv_cache.h).
 ///
 /// Representatives are kept for *closed* blocks: those whose `block_size` tokens have all arrived. The open block is a
-/// float32 running sum of its keys; when it closes, the mean is rounded to the dtype of k exactly as `pool` does, so
+/// float32 running sum of its keys; when it closes, the mean is rounded to their dtype exactly as `pool` does, so
 /// that a representative has the same bits from one shot, from any chunking, and token by token.
 ///
 /// `length` is the number of tokens held; it changes only through append and truncate.
 struct KvCache {
   TensorView k;                 // [capacity, HK, D]
   TensorView v;                 // [capacity, HK, Dv]
-  TensorView representatives;   // [block_rows(capacity, 1, B), HK, D], dtype of k
+  TensorView representatives;   // [block_rows(capacity, 1, B), HK, D], dtype of k, or float32 (float64 beside float64)
   TensorView running_sum;       // float32 [HK, D]
   std::int64_t block_size = 0;  // B; 0 for a layer without block choice (then the two above are absent)
   std::int64_t length = 0;      // tokens held

@@ -25,7 +25,7 @@ namespace moba {
 struct PagedKvCache {
   TensorView k;                 // [pages * page_size, HK, D]
   TensorView v;                 // [pages * page_size, HK, Dv]
-  TensorView representatives;   // [pages, HK, D], dtype of k; only rows of pages that end a block are used
+  TensorView representatives;   // [pages, HK, D], dtype of k, or float32; used where a page ends a block
   TensorView running_sums;      // float32 (float64 beside float64) [sequences, HK, D]: of each open block
   TensorView page_tables;       // int32 [sequences, most pages of a sequence]
   TensorView lengths;           // int64 [sequences]: tokens held

@@ -21,7 +21,8 @@ Selection plan_selection(const AttentionOptions& options, std::int64_t total_q, 
                          std::int64_t kv_heads, std::int64_t max_seqlen_k = std::numeric_limits<std::int64_t>::max());
 
 /// Fills `selection` (planned by `plan_selection`, `blocks.data` set by the caller) for q and k. `representatives` may
-/// be absent: then they are pooled in scratch. A no-op for kinds without a list. With a page table k and the
+/// be absent: then they are pooled in scratch, in the dtype that the options say; given ones are taken in their own
+/// (that of k, or float32). A no-op for kinds without a list. With a page table k and the
 /// representatives, which must be present, are those of the pool (see SelectArgs).
 void select(Context& context, const Backend& backend, const AttentionOptions& options, ConstTensorView q,
             ConstTensorView k, ConstTensorView representatives, const PackedBatch& batch, Selection& selection,

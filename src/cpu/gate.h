@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cpu/block_rows.h"
+#include "cpu/head_fold.h"
 
 namespace moba::cpu {
 
@@ -18,9 +19,9 @@ inline constexpr std::int64_t kGateRows =
 /// Scores of up to `rows` rows of one list of one sequence; what one thread needs.
 class Gate {
  public:
-  /// `heads_of_list` query heads share a list, each with its own representatives' head.
+  /// `heads_of_list` query heads share a list, each with its own representatives' head, as the rule says.
   Gate(Context& context, const ConstTensorView& q, const BlockRows& representatives, std::int64_t rows,
-       std::int64_t heads_of_list)
+       std::int64_t heads_of_list, const ChoiceRule& rule)
       : q_(q),
         representatives_(representatives),
         dim_(q.shape[2]),
@@ -30,10 +31,14 @@ class Gate {
         queries_(context, rows * heads_of_list * row_, "query rows"),
         packed_(context, kBlockTile * row_, "a tile of representatives"),
         staging_(context, 4 * row_, "representatives to transpose"),
-        scores_(context, kRowTile * kBlockTile, "a tile of scores") {}
+        scores_(context, kRowTile * kBlockTile, "a tile of scores"),
+        fold_(context, rule, heads_of_list, rows),
+        products_(context, fold_.is_plain_sum() ? 0 : kRowTile * kBlockTile, "a tile of one head's products") {}
 
-  static std::int64_t bytes(std::int64_t dim, std::int64_t rows, std::int64_t heads_of_list) {
-    return 4 * ((rows * heads_of_list + kBlockTile + 4) * padded(dim) + kRowTile * kBlockTile);
+  static std::int64_t bytes(std::int64_t dim, std::int64_t rows, std::int64_t heads_of_list, const ChoiceRule& rule) {
+    const std::int64_t tiles = HeadFold::is_plain_sum(rule, heads_of_list) ? 1 : 2;
+    return 4 * ((rows * heads_of_list + kBlockTile + 4) * padded(dim) + tiles * kRowTile * kBlockTile) +
+           HeadFold::bytes(rule, heads_of_list, rows);
   }
 
   /// Calls use(row, first block, count, scores) for tiles of past blocks in ascending order, for each of the packed
@@ -46,36 +51,77 @@ class Gate {
                          queries_.data() + h * rows * row_, row_);
     }
     const auto past = [&](std::int64_t row) { return std::max<std::int64_t>(0, sequence.position(row)) / block_size; };
-    const std::int64_t most = past(row_begin + rows - 1);
-    for (std::int64_t block = 0; block < most; block += kBlockTile) {
-      const std::int64_t count = std::min(kBlockTile, most - block);
-      for (std::int64_t first = 0; first < rows; first += kRowTile) {
-        const std::int64_t here = std::min(kRowTile, rows - first);
-        const std::int64_t seen = std::min(count, past(row_begin + first + here - 1) - block);
-        if (seen <= 0) continue;
-        for (std::int64_t h = 0; h < heads_of_list_; ++h) {
-          pack(sequence, block, count, list * heads_of_list_ + h);
-          kernels_.multiply({.m = here,
-                             .n = seen,
-                             .k = dim_,
-                             .a = queries_.data() + (h * rows + first) * row_,
-                             .a_row = row_,
-                             .b = packed_.data(),
-                             .b_panel_stride = dim_ * kPanel,
-                             .c = scores_.data(),
-                             .c_row = kBlockTile,
-                             .accumulate = h > 0});
-        }
-        for (std::int64_t i = 0; i < here; ++i) {
-          const std::int64_t row = row_begin + first + i;
-          const std::int64_t visible = std::min(count, past(row) - block);
-          if (visible > 0) use(row, block, visible, scores_.data() + i * kBlockTile);
+    // Calls each(tile) for every tile of rows and past blocks.
+    const auto for_each_tile = [&](auto&& each) {
+      const std::int64_t most = past(row_begin + rows - 1);
+      for (std::int64_t block = 0; block < most; block += kBlockTile) {
+        const std::int64_t count = std::min(kBlockTile, most - block);
+        for (std::int64_t first = 0; first < rows; first += kRowTile) {
+          const std::int64_t here = std::min(kRowTile, rows - first);
+          const std::int64_t seen = std::min(count, past(row_begin + first + here - 1) - block);
+          if (seen > 0) each(Tile{sequence, block, count, first, here, seen, rows});
         }
       }
+    };
+    // Calls each(row of the run, row of the tile, its visible blocks).
+    const auto for_each_row = [&](const Tile& tile, auto&& each) {
+      for (std::int64_t i = 0; i < tile.rows; ++i) {
+        const std::int64_t visible = std::min(tile.count, past(row_begin + tile.first + i) - tile.block);
+        if (visible > 0) each(tile.first + i, i, visible);
+      }
+    };
+
+    if (fold_.needs_totals()) {
+      fold_.begin();
+      for_each_tile([&](const Tile& tile) {
+        for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+          multiply(tile, list, h, products_.data(), false);
+          for_each_row(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
+            fold_.measure(h, row, products_.data() + i * kBlockTile, 1, visible);
+          });
+        }
+      });
     }
+    for_each_tile([&](const Tile& tile) {
+      for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+        if (fold_.is_plain_sum()) {
+          multiply(tile, list, h, scores_.data(), h > 0);
+          continue;
+        }
+        multiply(tile, list, h, products_.data(), false);
+        for_each_row(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
+          fold_.fold(h, row, products_.data() + i * kBlockTile, scores_.data() + i * kBlockTile, 1, visible);
+        });
+      }
+      for_each_row(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
+        use(row_begin + row, tile.block, visible, scores_.data() + i * kBlockTile);
+      });
+    });
   }
 
  private:
+  /// Rows [first, first + rows) of a run of `run_rows` beside the blocks [block, block + count), of which its last row
+  /// sees the first `seen`.
+  struct Tile {
+    Sequence sequence;
+    std::int64_t block, count;
+    std::int64_t first, rows, seen, run_rows;
+  };
+
+  void multiply(const Tile& tile, std::int64_t list, std::int64_t h, float* to, bool accumulate) {
+    pack(tile.sequence, tile.block, tile.count, list * heads_of_list_ + h);
+    kernels_.multiply({.m = tile.rows,
+                       .n = tile.seen,
+                       .k = dim_,
+                       .a = queries_.data() + (h * tile.run_rows + tile.first) * row_,
+                       .a_row = row_,
+                       .b = packed_.data(),
+                       .b_panel_stride = dim_ * kPanel,
+                       .c = to,
+                       .c_row = kBlockTile,
+                       .accumulate = accumulate});
+  }
+
   /// Packs representatives [first, first + count) for a query head, unless they are what is packed already.
   void pack(const Sequence& sequence, std::int64_t first, std::int64_t count, std::int64_t head) {
     const std::int64_t kv_head = head * representatives_.heads() / q_.shape[1];
@@ -95,6 +141,8 @@ class Gate {
   std::int64_t dim_, row_, heads_of_list_;
   const Kernels& kernels_;
   Scratch<float> queries_, packed_, staging_, scores_;
+  HeadFold fold_;
+  Scratch<float> products_;
   std::int64_t packed_sequence_ = -1, packed_first_ = -1, packed_count_ = -1, packed_head_ = -1;
 };
 

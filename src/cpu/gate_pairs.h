@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/block_rows.h"
+#include "cpu/head_fold.h"
 #include "cpu/pairs.h"
 
 namespace moba::cpu {
@@ -23,10 +24,12 @@ class PairGate {
   /// With so few rows the lanes are blocks: 64 representatives are laid out for each product, and none is idle.
   static constexpr std::int64_t kFewRowsOfGate = 4;
 
-  static bool serves(const ConstTensorView& q) { return q.dtype == DType::kBFloat16 && pair_kernels() != nullptr; }
+  static bool serves(const ConstTensorView& q, const ConstTensorView& representatives) {
+    return q.dtype == DType::kBFloat16 && representatives.dtype == DType::kBFloat16 && pair_kernels() != nullptr;
+  }
 
-  PairGate(Context& context, const ConstTensorView& q, const BlockRows& representatives, std::int64_t,
-           std::int64_t heads_of_list)
+  PairGate(Context& context, const ConstTensorView& q, const BlockRows& representatives, std::int64_t rows,
+           std::int64_t heads_of_list, const ChoiceRule& rule)
       : q_(q),
         representatives_(representatives),
         dim_(q.shape[2]),
@@ -35,10 +38,14 @@ class PairGate {
         kernels_(*pair_kernels()),
         blocks_(context, heads_of_list * kBlocksOfATile * row_, "a tile of representatives"),
         lanes_(context, heads_of_list * row_ * kPairRows, "query rows"),
-        scores_(context, kPairKeys * kPairRows, "a tile of scores") {}
+        scores_(context, kPairKeys * kPairRows, "a tile of scores"),
+        fold_(context, rule, heads_of_list, rows),
+        products_(context, fold_.is_plain_sum() ? 0 : kPairKeys * kPairRows, "a tile of one head's products") {}
 
-  static std::int64_t bytes(std::int64_t dim, std::int64_t, std::int64_t heads_of_list) {
-    return 4 * (heads_of_list * padded(dim) / 2 * (kBlocksOfATile + kPairRows) + kPairKeys * kPairRows);
+  static std::int64_t bytes(std::int64_t dim, std::int64_t rows, std::int64_t heads_of_list, const ChoiceRule& rule) {
+    const std::int64_t tiles = HeadFold::is_plain_sum(rule, heads_of_list) ? 1 : 2;
+    return 4 * (heads_of_list * padded(dim) / 2 * (kBlocksOfATile + kPairRows) + tiles * kPairKeys * kPairRows) +
+           HeadFold::bytes(rule, heads_of_list, rows);
   }
 
   /// Calls use(tile) for tiles of past blocks, in ascending order for each row, of the packed rows
@@ -47,23 +54,57 @@ class PairGate {
   void run_tiles(const Sequence& sequence, std::int64_t block_size, std::int64_t list, std::int64_t row_begin,
                  std::int64_t rows, Use&& use) {
     const auto past = [&](std::int64_t row) { return std::max<std::int64_t>(0, sequence.position(row)) / block_size; };
-    const std::int64_t most = past(row_begin + rows - 1);
-    for (std::int64_t tile = 0; tile < most; tile += kBlocksOfATile) {
-      load_blocks(sequence, tile, std::min(kBlocksOfATile, most - tile), list);
-      for (std::int64_t first = row_begin; first < row_begin + rows; first += kPairRows) {
-        const std::int64_t lanes = std::min(kPairRows, row_begin + rows - first);
-        const std::int64_t end = std::min(tile + kBlocksOfATile, past(first + lanes - 1));
-        if (end <= tile) continue;
-        std::int32_t past_of_lane[kPairRows] = {};
-        for (std::int64_t i = 0; i < lanes; ++i) past_of_lane[i] = static_cast<std::int32_t>(past(first + i));
-        load_rows(first, lanes, list);
-        for (std::int64_t block = tile; block < end; block += kPairKeys) {
-          const std::int64_t count = std::min(kPairKeys, end - block);
-          multiply(block - tile, count, lanes);
-          use(GateTile{first, lanes, block, count, scores_.data(), past_of_lane});
+    // Calls each(tile, its first block among those loaded).
+    const auto for_each_tile = [&](auto&& each) {
+      const std::int64_t most = past(row_begin + rows - 1);
+      for (std::int64_t loaded = 0; loaded < most; loaded += kBlocksOfATile) {
+        load_blocks(sequence, loaded, std::min(kBlocksOfATile, most - loaded), list);
+        for (std::int64_t first = row_begin; first < row_begin + rows; first += kPairRows) {
+          const std::int64_t lanes = std::min(kPairRows, row_begin + rows - first);
+          const std::int64_t end = std::min(loaded + kBlocksOfATile, past(first + lanes - 1));
+          if (end <= loaded) continue;
+          std::int32_t past_of_lane[kPairRows] = {};
+          for (std::int64_t i = 0; i < lanes; ++i) past_of_lane[i] = static_cast<std::int32_t>(past(first + i));
+          load_rows(first, lanes, list);
+          for (std::int64_t block = loaded; block < end; block += kPairKeys) {
+            const std::int64_t count = std::min(kPairKeys, end - block);
+            each(GateTile{first, lanes, block, count, scores_.data(), past_of_lane}, block - loaded);
+          }
         }
       }
+    };
+    // Calls each(row of the run, lane, its visible blocks).
+    const auto for_each_lane = [&](const GateTile& tile, auto&& each) {
+      for (std::int64_t i = 0; i < tile.lanes; ++i) {
+        const std::int64_t visible = std::min(tile.count, tile.past[i] - tile.block);
+        if (visible > 0) each(tile.row_begin - row_begin + i, i, visible);
+      }
+    };
+
+    if (fold_.needs_totals()) {
+      fold_.begin();
+      for_each_tile([&](const GateTile& tile, std::int64_t block) {
+        for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+          multiply(h, block, tile, products_.data(), false);
+          for_each_lane(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
+            fold_.measure(h, row, products_.data() + i, kPairRows, visible);
+          });
+        }
+      });
     }
+    for_each_tile([&](const GateTile& tile, std::int64_t block) {
+      for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+        if (fold_.is_plain_sum()) {
+          multiply(h, block, tile, scores_.data(), h > 0);
+          continue;
+        }
+        multiply(h, block, tile, products_.data(), false);
+        for_each_lane(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
+          fold_.fold(h, row, products_.data() + i, scores_.data() + i, kPairRows, visible);
+        });
+      }
+      use(tile);
+    });
   }
 
   /// The same as calls use(row, first block, count, scores) for each row.
@@ -90,22 +131,41 @@ class PairGate {
   template <class Use>
   void run_row(const Sequence& sequence, std::int64_t block_size, std::int64_t list, std::int64_t row, Use&& use) {
     const std::int64_t past = std::max<std::int64_t>(0, sequence.position(row)) / block_size;
+    // to = (+=) the products of one head with the blocks [block, block + count).
+    const auto multiply_row = [&](std::int64_t h, std::int64_t block, std::int64_t count, float* to, bool accumulate) {
+      const std::int64_t head = list * heads_of_list_ + h;
+      const std::int64_t kv_head = head * representatives_.heads() / q_.shape[1];
+      kernels_.pack_lanes(pair_source(representatives_(sequence, block, count, kv_head)), lanes_.data());
+      kernels_.copy_rows(pair_source(rows_of(q_, row, head, 1)), blocks_.data(), row_);
+      kernels_.multiply({.m = 1,
+                         .n = count,
+                         .pairs = pairs_of(dim_),
+                         .a = blocks_.data(),
+                         .a_row = row_,
+                         .b = lanes_.data(),
+                         .c = to,
+                         .c_row = kPairRows,
+                         .accumulate = accumulate});
+    };
+    if (fold_.needs_totals()) {
+      fold_.begin();
+      for (std::int64_t block = 0; block < past; block += kPairRows) {
+        const std::int64_t count = std::min(kPairRows, past - block);
+        for (std::int64_t h = 0; h < heads_of_list_; ++h) {
+          multiply_row(h, block, count, products_.data(), false);
+          fold_.measure(h, 0, products_.data(), 1, count);
+        }
+      }
+    }
     for (std::int64_t block = 0; block < past; block += kPairRows) {
       const std::int64_t count = std::min(kPairRows, past - block);
       for (std::int64_t h = 0; h < heads_of_list_; ++h) {
-        const std::int64_t head = list * heads_of_list_ + h;
-        const std::int64_t kv_head = head * representatives_.heads() / q_.shape[1];
-        kernels_.pack_lanes(pair_source(representatives_(sequence, block, count, kv_head)), lanes_.data());
-        kernels_.copy_rows(pair_source(rows_of(q_, row, head, 1)), blocks_.data(), row_);
-        kernels_.multiply({.m = 1,
-                           .n = count,
-                           .pairs = pairs_of(dim_),
-                           .a = blocks_.data(),
-                           .a_row = row_,
-                           .b = lanes_.data(),
-                           .c = scores_.data(),
-                           .c_row = kPairRows,
-                           .accumulate = h > 0});
+        if (fold_.is_plain_sum()) {
+          multiply_row(h, block, count, scores_.data(), h > 0);
+          continue;
+        }
+        multiply_row(h, block, count, products_.data(), false);
+        fold_.fold(h, 0, products_.data(), scores_.data(), 1, count);
       }
       use(row, block, count, scores_.data());
     }
@@ -126,18 +186,17 @@ class PairGate {
     }
   }
 
-  void multiply(std::int64_t block, std::int64_t count, std::int64_t lanes) const {
-    for (std::int64_t h = 0; h < heads_of_list_; ++h) {
-      kernels_.multiply({.m = count,
-                         .n = lanes,
-                         .pairs = pairs_of(dim_),
-                         .a = blocks_.data() + (h * kBlocksOfATile + block) * row_,
-                         .a_row = row_,
-                         .b = lanes_.data() + h * row_ * kPairRows,
-                         .c = scores_.data(),
-                         .c_row = kPairRows,
-                         .accumulate = h > 0});
-    }
+  /// to = (+=) the products of head h of the list; `block` counts from the first block loaded.
+  void multiply(std::int64_t h, std::int64_t block, const GateTile& tile, float* to, bool accumulate) const {
+    kernels_.multiply({.m = tile.count,
+                       .n = tile.lanes,
+                       .pairs = pairs_of(dim_),
+                       .a = blocks_.data() + (h * kBlocksOfATile + block) * row_,
+                       .a_row = row_,
+                       .b = lanes_.data() + h * row_ * kPairRows,
+                       .c = to,
+                       .c_row = kPairRows,
+                       .accumulate = accumulate});
   }
 
   const ConstTensorView& q_;
@@ -146,6 +205,8 @@ class PairGate {
   const PairKernels& kernels_;
   Scratch<Pair> blocks_, lanes_;
   Scratch<float> scores_;
+  HeadFold fold_;
+  Scratch<float> products_;
 };
 
 }  // namespace moba::cpu

@@ -27,8 +27,12 @@ void pool(Context& context, const PoolArgs& args) {
           for (std::int64_t t = begin; t < begin + count; ++t) {
             add_key(sum, row_of<T>(args.k, sequence.k_begin + t, head), dim);
           }
-          T* mean = row_of<T>(args.representatives, sequence.first_block_row(args.block_size) + block, head);
-          write_mean(mean, sum, count, dim);
+          const std::int64_t row = sequence.first_block_row(args.block_size) + block;
+          if (args.representatives.dtype == args.k.dtype) {
+            write_mean(row_of<T>(args.representatives, row, head), sum, count, dim);
+          } else {
+            write_mean(row_of<Accumulator<T>>(args.representatives, row, head), sum, count, dim);
+          }
         }
       }
     });

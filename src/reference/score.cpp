@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "block_mean.h"
 #include "reference/rows.h"
 #include "reference/verbs.h"
 #include "sequences.h"
@@ -25,7 +26,7 @@ void score(Context& context, const ScoreArgs& args) {
     }
   };
 
-  dispatch("q", args.q.dtype, FloatTypes{}, [&]<class T>() {
+  const auto fill = [&]<class T, class R>() {
     context.parallel_for(rows * heads, 16, [&](std::int64_t task_begin, std::int64_t task_end) {
       double query[kMaxHeadDim];
       for (std::int64_t task = task_begin; task < task_end; ++task) {
@@ -38,12 +39,19 @@ void score(Context& context, const ScoreArgs& args) {
           double value = -kInfinity;
           if (block < past) {
             const std::int64_t block_row = sequences[s].first_block_row(args.block_size) + block;
-            value = dot(query, row_of<T>(args.representatives, block_row, head * kv_heads / heads), dim);
+            value = dot(query, row_of<R>(args.representatives, block_row, head * kv_heads / heads), dim);
           }
           put(row, head, block, std::isnan(value) ? -kInfinity : value);
         }
       }
     });
+  };
+  dispatch("q", args.q.dtype, FloatTypes{}, [&]<class T>() {
+    if (args.representatives.dtype == args.q.dtype) {
+      fill.template operator()<T, T>();
+    } else {
+      fill.template operator()<T, Accumulator<T>>();
+    }
   });
 }
 

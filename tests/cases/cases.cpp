@@ -43,6 +43,11 @@ Case read_case(const nlohmann::json& j, DType dtype) {
   c.options.compat_topk1_full = j.at("compat_topk1_full");
   c.options.window = j.at("window");
   c.options.sink = j.at("sink");
+  c.options.force_previous = j.at("force_previous");
+  c.options.sink_blocks = j.at("sink_blocks");
+  c.options.share = share_from_name(j.at("share").get<std::string>());
+  c.options.share_score = share_score_from_name(j.at("share_score").get<std::string>());
+  c.options.representative_dtype = representative_dtype_from_name(j.at("representative_dtype").get<std::string>());
   c.options.softmax_scale = j.at("softmax_scale");
   c.heads = j.at("heads");
   c.kv_heads = j.at("kv_heads");

@@ -46,7 +46,13 @@ class PagedTest : public BackendTest {
   /// Random operations; every state is compared with the model, and at the end all pages are free again.
   void run_operations(DType dtype, std::int64_t block_size, std::int64_t page_size, std::uint64_t seed) {
     constexpr std::int64_t kSequences = 5, kSteps = 70;
-    const Problem universe = universe_of(dtype, 97, block_size);
+    Problem universe = universe_of(dtype, 97, block_size);
+    // Every option of the choice in its turn. A mean in float32 is exact where 6 does not divide.
+    universe.options.share = static_cast<Share>(seed % 3);
+    universe.options.share_score = seed % 2 == 0 ? ShareScore::kMax : ShareScore::kSumLogit;
+    universe.options.force_previous = seed % 4 == 1;
+    universe.options.sink_blocks = seed % 5 == 0 ? 1 : 0;
+    if (block_size != 6 && seed % 3 == 1) universe.options.representative_dtype = RepresentativeDType::kFloat32;
     const std::int64_t capacity = 5 * block_size + 3;
     PagedModel model(context, backend(), universe,
                      {.pages = (2 * capacity + 20) / page_size + 1,

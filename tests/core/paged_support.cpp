@@ -10,6 +10,14 @@ using cases::HostTensor;
 using cases::Problem;
 using cases::Results;
 
+namespace {
+
+DType representative_dtype(const Problem& universe) {
+  return universe.options.representative_dtype == RepresentativeDType::kFloat32 ? DType::kFloat32 : universe.k.dtype();
+}
+
+}  // namespace
+
 PagedMemory::PagedMemory(const Problem& universe, const Sizes& sizes) : pool(sizes.pages) {
   const std::int64_t rows = sizes.pages * sizes.page_size, heads = universe.kv_heads(), dim = universe.head_dim();
   const DType dtype = universe.k.dtype();
@@ -26,7 +34,7 @@ PagedMemory::PagedMemory(const Problem& universe, const Sizes& sizes) : pool(siz
   cache.page_size = sizes.page_size;
   cache.block_size = sizes.block_size;
   if (sizes.block_size == 0) return;
-  representatives = HostTensor(dtype, {sizes.pages, heads, dim});
+  representatives = HostTensor(representative_dtype(universe), {sizes.pages, heads, dim});
   running_sums = HostTensor(DType::kFloat32, {sizes.sequences, heads, dim});
   cache.representatives = representatives.view();
   cache.running_sums = running_sums.view();
@@ -117,7 +125,7 @@ Results from_kv_cache(Context& context, const Backend& backend, const Problem& u
   const std::int64_t kv_heads = universe.kv_heads(), dim = universe.head_dim(), block_size = options.block_size;
   const HostTensor k(universe.k.dtype(), {length, kv_heads, dim});
   const HostTensor v(universe.k.dtype(), {length, kv_heads, universe.value_dim()});
-  const HostTensor representatives(universe.k.dtype(), {block_rows(length, 1, block_size), kv_heads, dim});
+  const HostTensor representatives(representative_dtype(universe), {block_rows(length, 1, block_size), kv_heads, dim});
   const HostTensor sum(DType::kFloat32, {kv_heads, dim});
   KvCache cache{k.view(), v.view(), representatives.view(), sum.view(), block_size, 0};
   append(context, backend, cache, rows_of_tokens(universe.k, tokens).view(), rows_of_tokens(universe.v, tokens).view());

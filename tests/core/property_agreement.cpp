@@ -1,11 +1,10 @@
 // The CPU backend against the reference in double precision, on one random case.
-#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
 
 #include "cases/compare.h"
 #include "cases/dense.h"
+#include "core/best_blocks.h"
 #include "core/property_case.h"
 #include "core/support.h"
 
@@ -27,62 +26,6 @@ void with_workspace(const RandomCase& c, TestContext& lent, const Work& work) {
     } catch (const Error& error) {
       if (!c.tight_workspace || error.code() != ErrorCode::kWorkspace || lent.limit > std::int64_t{1} << 32) throw;
       lent.limit *= 2;
-    }
-  }
-}
-
-/// Each list is ascending, from the past, as long as it can be, and holds the best by the scores in double precision:
-/// one that is left out may beat one that is in by no more than the roundings of two float32 scores.
-void expect_best_blocks(TestContext& lent, const Problem& problem, const Choice& choice) {
-  const std::int64_t block_size = problem.options.block_size, dim = problem.head_dim(), heads = problem.heads();
-  const std::int64_t kv_heads = problem.kv_heads(), budget = choice.selection.budget();
-  HostTensor pooled(problem.k.dtype(),
-                    {block_rows(problem.keys(), problem.batch().sequences(), block_size), kv_heads, dim});
-  pooled.fill(std::vector<double>(static_cast<std::size_t>(pooled.numel()), 0.0));
-  pool(lent, reference_backend(), {problem.k.view(), problem.batch(), block_size, pooled.view()});
-  const std::vector<double> q = problem.q.values(), r = pooled.values();
-  const std::vector<double> q_offsets = problem.cu_seqlens_q.values(), k_offsets = problem.cu_seqlens_k.values();
-  std::vector<double> scores, sizes;
-  std::vector<char> chosen;
-  for (std::size_t s = 0; s + 1 < q_offsets.size(); ++s) {
-    const std::int64_t end = static_cast<std::int64_t>(q_offsets[s + 1]);
-    const std::int64_t first_row = static_cast<std::int64_t>(k_offsets[s]) / block_size + static_cast<std::int64_t>(s);
-    for (std::int64_t row = static_cast<std::int64_t>(q_offsets[s]); row < end; ++row) {
-      const std::int64_t position = static_cast<std::int64_t>(k_offsets[s + 1] - k_offsets[s]) - (end - row);
-      const std::int64_t past = position < 0 ? 0 : position / block_size, count = std::min(budget, past);
-      scores.assign(static_cast<std::size_t>(past), 0.0);
-      sizes.assign(static_cast<std::size_t>(past), 0.0);
-      for (std::int64_t head = 0; head < heads; ++head) {
-        for (std::int64_t block = 0; block < past; ++block) {
-          const double* query = q.data() + (row * heads + head) * dim;
-          const double* key = r.data() + ((first_row + block) * kv_heads + head / (heads / kv_heads)) * dim;
-          double sum = 0.0, size = 0.0;
-          for (std::int64_t d = 0; d < dim; ++d) {
-            sum += query[d] * key[d];
-            size += std::fabs(query[d] * key[d]);
-          }
-          scores[static_cast<std::size_t>(block)] = sum;
-          sizes[static_cast<std::size_t>(block)] = static_cast<double>(dim) * 0x1p-24 * size;
-        }
-        const std::int32_t* list = choice.list.view().as<std::int32_t>() + (row * heads + head) * budget;
-        chosen.assign(static_cast<std::size_t>(past), 0);
-        double worst = std::numeric_limits<double>::infinity();  // what a chosen block can at best have been scored
-        for (std::int64_t slot = 0; slot < budget; ++slot) {
-          if (slot >= count) {
-            ASSERT_EQ(list[slot], -1) << "row " << row << " head " << head << " slot " << slot;
-            continue;
-          }
-          ASSERT_GE(list[slot], slot == 0 ? 0 : list[slot - 1] + 1) << "row " << row << " head " << head;
-          ASSERT_LT(list[slot], past) << "row " << row << " head " << head;
-          const std::size_t block = static_cast<std::size_t>(list[slot]);
-          chosen[block] = 1;
-          worst = std::min(worst, scores[block] + sizes[block]);
-        }
-        for (std::size_t block = 0; block < scores.size(); ++block) {
-          ASSERT_TRUE(chosen[block] || scores[block] - sizes[block] <= worst)
-              << "row " << row << " head " << head << " leaves out block " << block;
-        }
-      }
     }
   }
 }
@@ -133,7 +76,7 @@ int expect_agreement(const RandomCase& c) {
     choice.selection.blocks = choice.list.view();
   } else {
     with_workspace(c, lent, [&] { choice = cases::choose(lent, cpu_backend(), problem); });
-    if (choice.selection.kind == SelectionKind::kList) expect_best_blocks(lent, problem, choice);
+    if (choice.selection.kind == SelectionKind::kList) expect_best_blocks(problem, choice);
   }
   Results results;
   with_workspace(c, lent, [&] { results = cases::run(lent, cpu_backend(), lent_problem, choice.selection); });

@@ -61,6 +61,22 @@ void draw_lengths(Chance& chance, const Limits& limits, RandomCase& c) {
   }
 }
 
+/// The options of the gate; such as the plan takes.
+void draw_gate(Chance& chance, RandomCase& c) {
+  AttentionOptions& options = c.problem.options;
+  constexpr Share kShares[] = {Share::kHead, Share::kHead, Share::kGroup, Share::kLayer};
+  constexpr ShareScore kScores[] = {ShareScore::kSumLogit, ShareScore::kSumProb, ShareScore::kMax};
+  options.force_previous = options.top_k > 1 && chance.one_in(2);
+  const std::int64_t most_sinks = options.top_k - 1 - (options.force_previous ? 1 : 0);
+  options.sink_blocks = chance.one_in(2) ? 0 : chance.between(0, most_sinks);
+  options.share = kShares[chance.between(0, 3)];
+  options.share_score = kScores[chance.between(0, 2)];
+  options.representative_dtype = chance.one_in(3) ? RepresentativeDType::kFloat32 : RepresentativeDType::kInput;
+  c.selection_heads = options.share == Share::kHead    ? c.problem.heads
+                      : options.share == Share::kGroup ? c.problem.kv_heads
+                                                       : 1;
+}
+
 /// Fewer dims and rows where the judges would take long: both are plain loops. One case in sixteen may take ten times
 /// as long, so that long sequences in one piece occur too.
 void limit_work(Chance& chance, RandomCase& c) {
@@ -115,11 +131,14 @@ std::string RandomCase::describe() const {
   const AttentionOptions& options = problem.options;
   std::ostringstream text;
   text << name_of(problem.dtype) << " " << kMethods[static_cast<int>(method)] << " B " << options.block_size << " k "
-       << options.top_k << " compat " << options.compat_topk1_full << " window " << options.window << " sink "
-       << options.sink << " scale " << options.softmax_scale << " data " << static_cast<int>(problem.data) << " H "
-       << problem.heads << " HK " << problem.kv_heads << " D " << problem.head_dim << " Dv " << problem.value_dim
-       << " selection heads " << selection_heads << " strided " << (layout == cases::Layout::kStrided) << " dlse "
-       << has_dlse << " threads " << threads << " tight " << tight_workspace << " q";
+       << options.top_k << " previous " << options.force_previous << " sinks " << options.sink_blocks << " share "
+       << name_of(options.share) << " " << name_of(options.share_score) << " representatives "
+       << name_of(options.representative_dtype) << " compat " << options.compat_topk1_full << " window "
+       << options.window << " sink " << options.sink << " scale " << options.softmax_scale << " data "
+       << static_cast<int>(problem.data) << " H " << problem.heads << " HK " << problem.kv_heads << " D "
+       << problem.head_dim << " Dv " << problem.value_dim << " selection heads " << selection_heads << " strided "
+       << (layout == cases::Layout::kStrided) << " dlse " << has_dlse << " threads " << threads << " tight "
+       << tight_workspace << " q";
   for (std::int64_t length : problem.q_lengths) text << " " << length;
   text << " k";
   for (std::int64_t length : problem.k_lengths) text << " " << length;
@@ -158,6 +177,7 @@ RandomCase random_case(std::uint64_t seed, const Limits& limits) {
   c.has_dlse = chance.one_in(2);
   c.threads = static_cast<int>(chance.between(1, 3));
   c.tight_workspace = chance.one_in(4);
+  if (c.method == Method::kMoba) draw_gate(chance, c);
   return c;
 }
 

@@ -72,6 +72,28 @@ const std::vector<Feature>& features() {
          return above(c.problem.options.window, {1, 32});
        }},
       {"sink", {"0", ">0"}, {kWindow}, [](const RandomCase& c) { return above(c.problem.options.sink, {0}); }},
+      {"previous block",
+       {"free", "forced"},
+       {kMoba},
+       [](const RandomCase& c) { return static_cast<int>(c.problem.options.force_previous); }},
+      {"sink blocks",
+       {"0", "1", ">1"},
+       {kMoba},
+       [](const RandomCase& c) {
+         return above(c.problem.options.sink_blocks, {0, 1});
+       }},
+      {"share",
+       {"head", "group", "layer"},
+       {kMoba},
+       [](const RandomCase& c) { return static_cast<int>(c.problem.options.share); }},
+      {"share score",
+       {"sum_logit", "sum_prob", "max"},
+       {kMoba},
+       [](const RandomCase& c) { return static_cast<int>(c.problem.options.share_score); }},
+      {"representatives",
+       {"input", "float32"},
+       {kMoba},
+       [](const RandomCase& c) { return static_cast<int>(c.problem.options.representative_dtype); }},
       {"choice per",
        {"head", "key head", "layer"},
        {kList},
@@ -152,10 +174,11 @@ bool can_meet(int f, int x, int g, int y) {
   if (f == 0 && !concerns(b, static_cast<Method>(x))) return false;
   const std::string pair = std::string(a.name) + "=" + a.levels[static_cast<std::size_t>(x)] + " " + b.name + "=" +
                            b.levels[static_cast<std::size_t>(y)];
-  // Where key heads are as many as heads, or one, a choice for each of them is one of the other two; and the drawing
-  // keeps one sequence with keys.
+  // Where key heads are as many as heads, or one, a choice for each of them is one of the other two; the drawing keeps
+  // one sequence with keys; and forced blocks take slots beside the own one.
   for (const char* impossible :
-       {"choice per=key head group=1", "choice per=key head key heads=1", "sequences=1 empty sequence=some"}) {
+       {"choice per=key head group=1", "choice per=key head key heads=1", "sequences=1 empty sequence=some",
+        "top k=1 previous block=forced", "top k=1 sink blocks=1", "top k=1 sink blocks=>1", "top k=2 sink blocks=>1"}) {
     if (pair == impossible) return false;
   }
   for (Method method : {Method::kFull, Method::kWindow, Method::kMoba, Method::kAnyList}) {

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cases/compare.h"
+#include "core/best_blocks.h"
 #include "core/support.h"
 #include "dtype.h"
 
@@ -93,40 +94,10 @@ TEST_P(GateTest, ScoresAreProductsWithPastRepresentatives) {
   }
 }
 
-// The list is ascending, padded with -1, from the past, as long as it can be, and no block left out beats one in it.
 TEST_P(GateTest, SelectsTheBestPastBlocks) {
   const Problem problem(problem_case());
-  const Gate gate = gate_of(context, backend(), problem);
   const cases::Choice choice = cases::choose(context, backend(), problem);
-  const std::int64_t heads = problem.heads(), budget = choice.selection.budget();
-  ASSERT_EQ(choice.selection.selection_heads(), heads);
-  const auto where = positions(problem);
-  for (std::int64_t row = 0; row < problem.rows(); ++row) {
-    const std::int64_t position = where[static_cast<std::size_t>(row)].second;
-    const std::int64_t past = position < 0 ? 0 : position / problem.options.block_size;
-    for (std::int64_t head = 0; head < heads; ++head) {
-      const std::int32_t* list = choice.list.view().as<std::int32_t>() + (row * heads + head) * budget;
-      const std::int64_t count = std::min(budget, past);
-      std::vector<char> chosen(static_cast<std::size_t>(past), 0);
-      double worst = kInfinity;
-      for (std::int64_t slot = 0; slot < budget; ++slot) {
-        if (slot >= count) {
-          ASSERT_EQ(list[slot], -1) << "row " << row << " slot " << slot;
-          continue;
-        }
-        ASSERT_GE(list[slot], slot == 0 ? 0 : list[slot - 1] + 1) << "row " << row << " slot " << slot;
-        ASSERT_LT(list[slot], past);
-        chosen[static_cast<std::size_t>(list[slot])] = 1;
-        worst = std::min(worst, gate.scores.get((row * heads + head) * gate.blocks + list[slot]));
-      }
-      for (std::int64_t block = 0; block < past; ++block) {
-        const double score = gate.scores.get((row * heads + head) * gate.blocks + block);
-        const double margin = 1e-5 * (1.0 + std::fabs(score));  // near-ties may fall either way
-        ASSERT_TRUE(chosen[static_cast<std::size_t>(block)] || score <= worst + margin)
-            << "row " << row << " head " << head << " leaves out block " << block;
-      }
-    }
-  }
+  expect_best_blocks(problem, choice);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GateTest,

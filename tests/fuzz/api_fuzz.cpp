@@ -60,6 +60,11 @@ class Arguments {
     options.block_size = mostly(number(1, 9));
     options.top_k = mostly(number(1, 5));
     options.compat_topk1_full = bytes_.ConsumeBool();
+    options.force_previous = bytes_.ConsumeBool();
+    options.sink_blocks = mostly(number(0, 2));
+    options.share = static_cast<Share>(bend() ? number(0, 255) : number(0, 2));
+    options.share_score = static_cast<ShareScore>(bend() ? number(0, 255) : number(0, 2));
+    options.representative_dtype = static_cast<RepresentativeDType>(bend() ? number(0, 255) : number(0, 1));
     options.window = mostly(number(1, 20));
     options.sink = mostly(number(0, 5));
     options.softmax_scale = scale();
@@ -188,7 +193,7 @@ void call_gate(Arguments& a, Context& context, const Backend& backend, const Sha
   const PackedBatch batch = draw_batch(a, s);
   const std::int64_t block_rows_here = block_rows(s.keys, s.sequences, s.block_size);
   const TensorView q = a.tensor(dtype, {s.rows, s.heads, s.dim}), k = a.tensor(dtype, {s.keys, s.kv_heads, s.dim});
-  const TensorView representatives = a.tensor(dtype, {block_rows_here, s.kv_heads, s.dim});
+  const TensorView representatives = a.tensor(a.number(0, 1) != 0 ? dtype : sums, {block_rows_here, s.kv_heads, s.dim});
   switch (a.number(0, 3)) {
     case 0: pool(context, backend, {k, batch, a.mostly(s.block_size), representatives}); return;
     case 1: {
@@ -232,7 +237,8 @@ void call_cache(Arguments& a, Context& context, const Backend& backend, const Sh
   KvCache cache;
   cache.k = a.tensor(dtype, {s.keys, s.kv_heads, s.dim});
   cache.v = a.tensor(dtype, {s.keys, s.kv_heads, s.value_dim});
-  cache.representatives = a.tensor(dtype, {block_rows(s.keys, 1, s.block_size), s.kv_heads, s.dim});
+  cache.representatives =
+      a.tensor(a.number(0, 1) != 0 ? dtype : sums, {block_rows(s.keys, 1, s.block_size), s.kv_heads, s.dim});
   cache.running_sum = a.tensor(sums, {s.kv_heads, s.dim});
   cache.block_size = a.mostly(s.block_size);
   cache.length = a.mostly(0);
