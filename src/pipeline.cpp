@@ -14,11 +14,11 @@ double scale_or_default(double softmax_scale, const ConstTensorView& q) {
   return softmax_scale == 0.0 && q.rank == 3 ? 1.0 / std::sqrt(static_cast<double>(q.shape[2])) : softmax_scale;
 }
 
+}  // namespace
+
 ChoiceRule rule_of(const AttentionOptions& options, const ConstTensorView& q) {
   return {options.force_previous, options.sink_blocks, options.share_score, scale_or_default(options.softmax_scale, q)};
 }
-
-}  // namespace
 
 Selection plan_selection(const AttentionOptions& options, std::int64_t total_q, std::int64_t heads,
                          std::int64_t kv_heads, std::int64_t max_seqlen_k) {

@@ -2,8 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 
-#include <algorithm>
-
 #include "checks.h"
 #include "operators.h"
 
@@ -29,12 +27,9 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
   if (options.kind == Kind::kFull || (options.compat_topk1_full && options.top_k == 1)) {
     return attend("all", std::nullopt);
   }
-  // No row has more past blocks than the longest sequence.
-  const std::int64_t past = std::max<std::int64_t>(batch.max_seqlen_k - 1, 0) / options.block_size;
   const at::Tensor blocks = as_library([&] {
     const at::NoGradGuard no_gradient_through_the_choice;
-    return select_operator().call(q, k, batch.cu_seqlens_q, batch.cu_seqlens_k, batch.max_seqlen_q, batch.max_seqlen_k,
-                                  options.block_size, std::min(options.top_k, past + 1), std::nullopt);
+    return call_select(q, k, batch, options);
   });
   return attend("list", blocks);
 }

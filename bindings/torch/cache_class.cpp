@@ -16,8 +16,15 @@ struct CacheHolder : torch::CustomClassHolder {
 };
 
 AttentionOptions options_of(const std::string& kind, std::int64_t block_size, std::int64_t top_k, std::int64_t window,
-                            std::int64_t sink, double softmax_scale, bool compat_topk1_full) {
+                            std::int64_t sink, double softmax_scale, bool compat_topk1_full, bool force_previous,
+                            std::int64_t sink_blocks, const std::string& share, const std::string& share_score,
+                            const std::string& representative_dtype) {
   AttentionOptions options;
+  options.force_previous = force_previous;
+  options.sink_blocks = sink_blocks;
+  options.share = share_from_name(share);
+  options.share_score = share_score_from_name(share_score);
+  options.representative_dtype = representative_dtype_from_name(representative_dtype);
   options.kind = kind_from_name(kind);
   options.block_size = block_size;
   options.top_k = top_k;
@@ -31,11 +38,12 @@ AttentionOptions options_of(const std::string& kind, std::int64_t block_size, st
 // block_size 0: no representatives.
 c10::intrusive_ptr<CacheHolder> make(std::int64_t capacity, std::int64_t kv_heads, std::int64_t head_dim,
                                      std::int64_t value_dim, std::int64_t block_size, at::ScalarType dtype,
-                                     at::Device device) {
+                                     at::Device device, const std::string& representative_dtype) {
   return as_operator([&] {
     AttentionOptions options;
     options.kind = block_size == 0 ? Kind::kFull : Kind::kMoba;
     options.block_size = block_size;
+    options.representative_dtype = representative_dtype_from_name(representative_dtype);
     return c10::make_intrusive<CacheHolder>(capacity, kv_heads, head_dim, value_dim, options,
                                             at::TensorOptions(dtype).device(device));
   });
@@ -49,15 +57,17 @@ TORCH_LIBRARY_FRAGMENT(moba, library) {
       .def(torch::init(make))
       .def("append", [](const Holder& self, const at::Tensor& k,
                         const at::Tensor& v) { as_operator([&] { self->cache.append(k, v); }); })
-      .def(
-          "attend",
-          [](const Holder& self, const at::Tensor& q, const std::string& kind, std::int64_t block_size,
-             std::int64_t top_k, std::int64_t window, std::int64_t sink, double softmax_scale, bool compat_topk1_full) {
-            return as_operator([&] {
-              return self->cache.attend(
-                  q, options_of(kind, block_size, top_k, window, sink, softmax_scale, compat_topk1_full));
-            });
-          })
+      .def("attend",
+           [](const Holder& self, const at::Tensor& q, const std::string& kind, std::int64_t block_size,
+              std::int64_t top_k, std::int64_t window, std::int64_t sink, double softmax_scale, bool compat_topk1_full,
+              bool force_previous, std::int64_t sink_blocks, const std::string& share, const std::string& share_score,
+              const std::string& representative_dtype) {
+             return as_operator([&] {
+               return self->cache.attend(
+                   q, options_of(kind, block_size, top_k, window, sink, softmax_scale, compat_topk1_full,
+                                 force_previous, sink_blocks, share, share_score, representative_dtype));
+             });
+           })
       .def("truncate",
            [](const Holder& self, std::int64_t length) { as_operator([&] { self->cache.truncate(length); }); })
       .def("length", [](const Holder& self) { return self->cache.length(); })

@@ -1,5 +1,6 @@
 #include "checks.h"
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 
@@ -101,12 +102,24 @@ void check_batch(const at::Tensor& q, const at::Tensor& k, const SequenceBatch& 
   check_maximum("max_seqlen_k", batch.max_seqlen_k, k.size(0));
 }
 
-void check_options(const AttentionOptions& options) {
+void check_options(const AttentionOptions& options, std::int64_t max_seqlen_k) {
   if (options.kind == Kind::kMoba) {
     require(options.block_size >= 1, "block_size", std::to_string(options.block_size), "at least 1",
             "The published values are 512 to 4096.");
     require(options.top_k >= 1, "top_k", std::to_string(options.top_k),
             "at least 1: a row always attends its own block", "The published values are 3 to 12.");
+    require(options.sink_blocks >= 0, "sink_blocks", std::to_string(options.sink_blocks), "at least 0",
+            "0 means none.");
+    const std::int64_t previous = options.force_previous ? 1 : 0, slots = options.top_k - 1;
+    const bool takes_all = slots >= (std::max<std::int64_t>(max_seqlen_k, 1) - 1) / options.block_size;
+    require(takes_all || options.sink_blocks <= slots - previous, "top_k", std::to_string(options.top_k),
+            "above the number of forced blocks, sink_blocks " + std::to_string(options.sink_blocks) +
+                " + force_previous " + std::to_string(previous),
+            "The own block and every forced one take a slot each.");
+    // Each throws where the value is none of its enumeration.
+    static_cast<void>(name_of(options.share));
+    static_cast<void>(name_of(options.share_score));
+    static_cast<void>(name_of(options.representative_dtype));
   }
   if (options.kind == Kind::kWindow) {
     require(options.window >= 1, "window", std::to_string(options.window), "at least 1: a row always sees its own key",
@@ -116,6 +129,15 @@ void check_options(const AttentionOptions& options) {
   require(std::isfinite(options.softmax_scale) && options.softmax_scale >= 0, "softmax_scale",
           text(options.softmax_scale), "positive and finite, or 0 (None in Python) for 1/sqrt(head_dim)",
           "Flip the sign of q for a negative scale.");
+}
+
+void check_representatives(const at::Tensor& k, const at::Tensor& representatives) {
+  check_rank("representatives", representatives, "[block rows, HK, D]");
+  check_device("representatives", representatives, k, "k");
+  const bool wide = representatives.scalar_type() == accumulator_type(k);
+  check_dtype("representatives", representatives, wide ? accumulator_type(k) : k.scalar_type(), "k");
+  require(representatives.size(1) == k.size(1) && representatives.size(2) == k.size(2), "representatives",
+          shape_of(representatives), "[block rows, HK, D] beside k of shape " + text(k.sizes()), "Pool the keys.");
 }
 
 void check_blocks(const at::Tensor& q, const at::Tensor& k, const at::Tensor& blocks) {

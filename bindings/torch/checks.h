@@ -4,6 +4,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -22,8 +24,12 @@ void require(bool holds, const std::string& argument, const std::string& value, 
 void check_queries_and_keys(const at::Tensor& q, const at::Tensor& k);
 void check_values(const at::Tensor& k, const at::Tensor& v);
 void check_batch(const at::Tensor& q, const at::Tensor& k, const SequenceBatch& batch);
-/// Those of the fields of `options` that its kind uses, and softmax_scale.
-void check_options(const AttentionOptions& options);
+/// Those of the fields of `options` that its kind uses, and softmax_scale. Forced blocks must find room in top_k, but
+/// where top_k takes in every past block of sequences of max_seqlen_k keys.
+void check_options(const AttentionOptions& options,
+                   std::int64_t max_seqlen_k = std::numeric_limits<std::int64_t>::max());
+/// Representatives of keys like k that a caller gives: [any, HK, D], of the dtype of k or wider (accumulator_type).
+void check_representatives(const at::Tensor& k, const at::Tensor& representatives);
 /// A list of blocks for q: int32 [Tq, H, HK or 1, budget].
 void check_blocks(const at::Tensor& q, const at::Tensor& k, const at::Tensor& blocks);
 /// The forward's results and their gradients, as attend_backward takes them.

@@ -20,17 +20,17 @@ Selection core_selection(const portable::TensorSelection& selection) {
 
 at::Tensor select_cpu(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tensor& cu_q, const at::Tensor& cu_k,
                       std::int64_t max_q, std::int64_t max_k, std::int64_t block_size, std::int64_t top_k,
-                      const OptionalTensor& representatives) {
+                      const OptionalTensor& representatives, bool force_previous, std::int64_t sink_blocks,
+                      std::string_view share, std::string_view share_score, std::string_view representative_dtype,
+                      double softmax_scale) {
   return as_operator([&] {
     const SequenceBatch batch{cu_q, cu_k, max_q, max_k};
-    AttentionOptions options;
-    options.block_size = block_size;
-    options.top_k = top_k;
     check_queries_and_keys(q_in, k_in);
     check_batch(q_in, k_in, batch);
-    check_options(options);
+    const AttentionOptions options = gate_options(block_size, top_k, force_previous, sink_blocks, share, share_score,
+                                                  representative_dtype, softmax_scale, max_k);
     const at::Tensor q = last_axis_contiguous(q_in), k = last_axis_contiguous(k_in);
-    at::Tensor blocks = at::empty({q.size(0), q.size(1), top_k - 1}, q.options().dtype(at::kInt));
+    at::Tensor blocks = at::empty({q.size(0), lists_of(options.share, q, k), top_k - 1}, q.options().dtype(at::kInt));
     at::Tensor means;
     if (representatives.has_value() && representatives->defined()) means = last_axis_contiguous(*representatives);
     Selection selection;

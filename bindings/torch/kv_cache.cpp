@@ -43,7 +43,10 @@ KvCache::KvCache(std::int64_t capacity, std::int64_t kv_heads, std::int64_t head
   torch_ops::check_values(k_, v_);
   if (options.kind == Kind::kMoba) {
     block_size_ = options.block_size;
-    representatives_ = at::empty({block_rows(capacity, 1, block_size_), kv_heads, head_dim}, tensor_options);
+    representative_dtype_ = options.representative_dtype;
+    const bool wide = representative_dtype_ == RepresentativeDType::kFloat32;
+    representatives_ = at::empty({block_rows(capacity, 1, block_size_), kv_heads, head_dim},
+                                 wide ? tensor_options.dtype(accumulator_type(k_)) : tensor_options);
     running_sum_ = at::zeros({kv_heads, head_dim}, tensor_options.dtype(accumulator_type(k_)));
   }
 }
@@ -76,7 +79,10 @@ void KvCache::append(const at::Tensor& k, const at::Tensor& v) {
     if (blocks > 0) {
       const std::int64_t tokens = blocks * block_size_;
       const at::Tensor keys = k_.narrow(0, first * block_size_, tokens), cu = offsets(tokens, k_);
-      const at::Tensor means = portable::pool(keys, {cu, cu, tokens, tokens}, block_size_);
+      AttentionOptions options;
+      options.block_size = block_size_;
+      options.representative_dtype = representative_dtype_;
+      const at::Tensor means = portable::pool(keys, {cu, cu, tokens, tokens}, options);
       representatives_.narrow(0, first, blocks).copy_(means.narrow(0, 0, blocks));
     }
   }
@@ -94,6 +100,9 @@ std::tuple<at::Tensor, at::Tensor> KvCache::attend(const at::Tensor& q, const At
   require(!list || options.block_size == block_size_, "block_size", std::to_string(options.block_size),
           "that of the cache, " + std::to_string(block_size_),
           "Make the cache for this block size; a cache of another kind serves full and window.");
+  require(!list || options.representative_dtype == representative_dtype_, "representative_dtype",
+          name_of(options.representative_dtype), std::string("that of the cache, ") + name_of(representative_dtype_),
+          "Make the cache for this option.");
   if (k_.is_cpu()) {
     const at::Tensor queries = last_axis_contiguous(q);
     at::Tensor out = at::empty({rows, q.size(1), v_.size(2)}, q.options());
@@ -121,10 +130,12 @@ std::tuple<at::Tensor, at::Tensor> KvCache::attend(const at::Tensor& q, const At
     selection.block_size = block_size_;
     const std::int64_t past = std::max<std::int64_t>(length_ - 1, 0) / block_size_;
     const at::Tensor means = representatives_.narrow(0, 0, block_rows(length_, 1, block_size_));
-    if (portable::suits_attend_last(q, k, v, block_size_, options.top_k)) {
+    if (portable::suits_attend_last(q, k, v, options)) {
       return portable::attend_last(q, k, v, means, block_size_, options.top_k, scale);
     }
-    selection.blocks = portable::select(q, means, batch, block_size_, std::min(options.top_k, past + 1));
+    AttentionOptions of_length = options;  // no row has more blocks
+    of_length.top_k = std::min(options.top_k, past + 1);
+    selection.blocks = portable::select(q, means, batch, of_length);
   }
   return portable::attend(q, k, v, batch, selection, scale);
 }

@@ -4,6 +4,10 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
+#include "checks.h"
+
 namespace moba::torch_ops {
 namespace {
 
@@ -14,15 +18,26 @@ void define(torch::Library& library, const std::string& prefix) {
   const auto def = [&](const std::string& schema) {
     library.def((prefix + schema).c_str(), {at::Tag::pt2_compliant_tag});
   };
-  def("select(Tensor q, Tensor k, " + batch + "int block_size, int top_k, Tensor? representatives=None) -> Tensor");
+  def("select(Tensor q, Tensor k, " + batch +
+      "int block_size, int top_k, Tensor? representatives=None, "
+      "bool force_previous=False, int sink_blocks=0, str share=\"head\", str share_score=\"sum_logit\", "
+      "str representative_dtype=\"input\", float softmax_scale=0.0) -> Tensor");
   def("attend(Tensor q, Tensor k, Tensor v, " + batch + selection + "(Tensor out, Tensor lse)");
   def("attend_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, " + batch +
       selection + "(Tensor dq, Tensor dk, Tensor dv)");
 }
 
-at::Tensor select_meta(const at::Tensor& q, const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt,
-                       c10::SymInt, std::int64_t, std::int64_t top_k, const OptionalTensor&) {
-  return at::empty_symint({q.sym_size(0), q.sym_size(1), top_k - 1}, q.options().dtype(at::kInt));
+at::Tensor select_meta(const at::Tensor& q, const at::Tensor& k, const at::Tensor&, const at::Tensor&, c10::SymInt,
+                       c10::SymInt, std::int64_t, std::int64_t top_k, const OptionalTensor&, bool, std::int64_t,
+                       std::string_view share, std::string_view, std::string_view, double) {
+  const c10::SymInt lists = as_operator([&] {
+    switch (share_from_name(share)) {
+      case Share::kGroup: return k.sym_size(1);
+      case Share::kLayer: return c10::SymInt(1);
+      default: return q.sym_size(1);
+    }
+  });
+  return at::empty_symint({q.sym_size(0), lists, top_k - 1}, q.options().dtype(at::kInt));
 }
 
 std::tuple<at::Tensor, at::Tensor> attend_meta(const at::Tensor& q, const at::Tensor&, const at::Tensor& v,
@@ -52,6 +67,16 @@ c10::TypedOperatorHandle<Signature> find(const char* name) {
 const c10::TypedOperatorHandle<SelectSignature>& select_operator() {
   static const auto handle = find<SelectSignature>("moba::select");
   return handle;
+}
+
+at::Tensor call_select(const at::Tensor& q, const at::Tensor& k, const SequenceBatch& batch,
+                       const AttentionOptions& options) {
+  const std::int64_t past = std::max<std::int64_t>(batch.max_seqlen_k - 1, 0) / options.block_size;
+  return select_operator().call(q, k, batch.cu_seqlens_q, batch.cu_seqlens_k, batch.max_seqlen_q, batch.max_seqlen_k,
+                                options.block_size, std::min(options.top_k, past + 1), std::nullopt,
+                                options.force_previous, options.sink_blocks, name_of(options.share),
+                                name_of(options.share_score), name_of(options.representative_dtype),
+                                options.softmax_scale);
 }
 
 const c10::TypedOperatorHandle<AttendSignature>& attend_operator(Variant variant) {

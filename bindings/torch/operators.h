@@ -1,8 +1,9 @@
 // The operators of namespace `moba` as C++ functions that go through torch's dispatcher: autograd, tracing and the
 // backend of the tensors' device included.
 //
-//   select(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_size, top_k, representatives?)
-//       -> int32 [Tq, H, top_k - 1]
+//   select(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_size, top_k, representatives?,
+//          force_previous, sink_blocks, share, share_score, representative_dtype, softmax_scale)
+//       -> int32 [Tq, H or HK or 1 as `share` says, top_k - 1]
 //   attend(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, kind, block_size, window, sink, blocks?,
 //          softmax_scale) -> (out [Tq, H, Dv], lse [H, Tq])
 //   attend_backward(dout, dlse?, q, k, v, out, lse, …as attend) -> (dq, dk, dv)
@@ -18,13 +19,18 @@
 #include <string_view>
 #include <tuple>
 
+#include "moba_torch/attention.h"
+
 namespace moba::torch_ops {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
 using SelectSignature = at::Tensor(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_q,
                                    const at::Tensor& cu_k, c10::SymInt max_q, c10::SymInt max_k,
-                                   std::int64_t block_size, std::int64_t top_k, const OptionalTensor& representatives);
+                                   std::int64_t block_size, std::int64_t top_k, const OptionalTensor& representatives,
+                                   bool force_previous, std::int64_t sink_blocks, std::string_view share,
+                                   std::string_view share_score, std::string_view representative_dtype,
+                                   double softmax_scale);
 
 using AttendSignature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor& q, const at::Tensor& k,
                                                            const at::Tensor& v, const at::Tensor& cu_q,
@@ -43,6 +49,10 @@ using AttendBackwardSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
 enum class Variant { kDevice, kPortable };
 
 const c10::TypedOperatorHandle<SelectSignature>& select_operator();
+/// select_operator() with the fields of `options` as arguments: no more blocks a row than the longest sequence has,
+/// whatever options.top_k.
+at::Tensor call_select(const at::Tensor& q, const at::Tensor& k, const SequenceBatch& batch,
+                       const AttentionOptions& options);
 const c10::TypedOperatorHandle<AttendSignature>& attend_operator(Variant variant);
 const c10::TypedOperatorHandle<AttendBackwardSignature>& attend_backward_operator(Variant variant);
 

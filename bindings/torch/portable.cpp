@@ -20,20 +20,20 @@ void check_portable(const at::Tensor& q) {
 
 at::Tensor select_portable(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_q, const at::Tensor& cu_k,
                            std::int64_t max_q, std::int64_t max_k, std::int64_t block_size, std::int64_t top_k,
-                           const OptionalTensor& representatives) {
+                           const OptionalTensor& representatives, bool force_previous, std::int64_t sink_blocks,
+                           std::string_view share, std::string_view share_score, std::string_view representative_dtype,
+                           double softmax_scale) {
   return as_operator([&] {
     const c10::OptionalDeviceGuard guard(q.device());
     const SequenceBatch batch{cu_q, cu_k, max_q, max_k};
-    AttentionOptions options;
-    options.block_size = block_size;
-    options.top_k = top_k;
     check_queries_and_keys(q, k);
     check_portable(q);
     check_batch(q, k, batch);
-    check_options(options);
+    const AttentionOptions options = gate_options(block_size, top_k, force_previous, sink_blocks, share, share_score,
+                                                  representative_dtype, softmax_scale, max_k);
     const bool given = representatives.has_value() && representatives->defined();
-    const at::Tensor means = given ? *representatives : portable::pool(k, batch, block_size);
-    return portable::select(q, means, batch, block_size, top_k);
+    if (given) check_representatives(k, *representatives);
+    return portable::select(q, given ? *representatives : portable::pool(k, batch, options), batch, options);
   });
 }
 

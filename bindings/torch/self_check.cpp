@@ -36,9 +36,11 @@ SelfCheckReport check_on_device(const at::Tensor& q, const at::Tensor& k, const 
   const auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   const at::Tensor dout =
       (at::rand({q.size(0), q.size(1), v.size(2)}, generator, at::TensorOptions(at::kFloat)) * 2 - 1).to(q.options());
-  const std::int64_t past = std::max<std::int64_t>(batch.max_seqlen_k - 1, 0) / options.block_size;
-  const at::Tensor list = select_operator().call(q, k, batch.cu_seqlens_q, batch.cu_seqlens_k, batch.max_seqlen_q,
-                                                 batch.max_seqlen_k, options.block_size, past + 1, std::nullopt);
+  AttentionOptions every_block = options;
+  every_block.top_k = std::max<std::int64_t>(batch.max_seqlen_k, 1);
+  every_block.force_previous = false;  // where all are chosen, force changes nothing
+  every_block.sink_blocks = 0;
+  const at::Tensor list = call_select(q, k, batch, every_block);
   const auto run = [&](std::string_view kind, const OptionalTensor& blocks) {
     const auto [out, lse] =
         attend_operator(Variant::kDevice)

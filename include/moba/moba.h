@@ -3,6 +3,7 @@
 
 #include "moba/backend.h"
 #include "moba/context.h"
+#include "moba/diagnose.h"
 #include "moba/error.h"
 #include "moba/kv_cache.h"
 #include "moba/options.h"

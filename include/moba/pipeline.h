@@ -20,6 +20,9 @@ namespace moba {
 Selection plan_selection(const AttentionOptions& options, std::int64_t total_q, std::int64_t heads,
                          std::int64_t kv_heads, std::int64_t max_seqlen_k = std::numeric_limits<std::int64_t>::max());
 
+/// What decides beside the scores, with the default scale resolved for q [Tq, H, D].
+ChoiceRule rule_of(const AttentionOptions& options, const ConstTensorView& q);
+
 /// Fills `selection` (planned by `plan_selection`, `blocks.data` set by the caller) for q and k. `representatives` may
 /// be absent: then they are pooled in scratch, in the dtype that the options say; given ones are taken in their own
 /// (that of k, or float32). A no-op for kinds without a list. With a page table k and the

@@ -13,9 +13,11 @@ _library_path = _library.load()
 
 from ._cache import KvCache  # noqa: E402  (the operators must be loaded first)
 from ._ops import (  # noqa: E402
+    Diagnosis,
     SelfCheckReport,
     attend,
     attention,
+    diagnose,
     full_attn_varlen,
     moba_attn_varlen,
     select,
@@ -25,10 +27,12 @@ from ._ops import (  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "KvCache",
     "SelfCheckReport",
     "attend",
     "attention",
+    "diagnose",
     "full_attn_varlen",
     "moba_attn_varlen",
     "select",

@@ -7,7 +7,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from ._ops import Kind, _number, _scale
+from ._ops import Kind, RepresentativeDType, Share, ShareScore, _number, _scale
 
 
 class KvCache:
@@ -33,10 +33,12 @@ class KvCache:
         block_size: Optional[int] = None,
         dtype: torch.dtype = torch.float32,
         device: Union[torch.device, str] = "cpu",
+        representative_dtype: RepresentativeDType = "input",
     ) -> None:
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size is {block_size}; it must be at least 1, or None to keep no representatives.")
         self._block_size = block_size
+        self._representative_dtype = representative_dtype
         self._cache = torch.classes.moba.KvCache(
             capacity,
             kv_heads,
@@ -45,6 +47,7 @@ class KvCache:
             block_size or 0,
             dtype,
             torch.device(device),
+            representative_dtype,
         )
 
     def append(self, k: Tensor, v: Tensor) -> None:
@@ -61,16 +64,22 @@ class KvCache:
         sink: int = 0,
         softmax_scale: Optional[float] = None,
         compat_topk1_full: bool = False,
+        force_previous: bool = False,
+        sink_blocks: int = 0,
+        share: Share = "head",
+        share_score: ShareScore = "sum_logit",
     ) -> tuple[Tensor, Tensor]:
         """Attention of the last n tokens held, whose keys were appended: q (n, H, D) -> out (n, H, Dv), lse (H, n).
 
-        `kind` defaults to "moba" for a cache with a block size, else "full".
+        `kind` defaults to "moba" for a cache with a block size, else "full". Options are as in `attention`;
+        `representative_dtype` is that of the cache.
         """
         if kind is None:
             kind = "full" if self._block_size is None else "moba"
         last = _number("window", window, "the number of last keys a row sees") if kind == "window" else 0
         return self._cache.attend(
-            q, kind, self._block_size or 1, top_k, last, sink, _scale(softmax_scale), compat_topk1_full
+            q, kind, self._block_size or 1, top_k, last, sink, _scale(softmax_scale), compat_topk1_full,
+            force_previous, sink_blocks, share, share_score, self._representative_dtype,
         )
 
     def truncate(self, length: int) -> None:

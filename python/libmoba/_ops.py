@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 Kind = Literal["moba", "window", "full"]
+Share = Literal["head", "group", "layer"]
+ShareScore = Literal["sum_logit", "sum_prob", "max"]
+RepresentativeDType = Literal["input", "float32"]
 
 
 def _batch(
@@ -76,16 +79,25 @@ def select(
     block_size: int = 512,
     top_k: int = 3,
     representatives: Optional[Tensor] = None,
+    force_previous: bool = False,
+    sink_blocks: int = 0,
+    share: Share = "head",
+    share_score: ShareScore = "sum_logit",
+    representative_dtype: RepresentativeDType = "input",
+    softmax_scale: Optional[float] = None,
 ) -> Tensor:
-    """The past blocks that each query row attends: int32 (Tq, H, top_k - 1), ascending, -1 padded.
+    """The past blocks that each query row attends: int32 (Tq, H, top_k - 1), ascending, -1 padded; HK or 1 in the place
+    of H where the heads `share` their choice.
 
     The score of a block is q · mean(k), unscaled, in float32; ties go to the lower index; a row's own block is implied
     and never listed. Blocks are counted from the start of each sequence. No gradient flows through the choice.
-    `representatives` are block means to use instead of pooling k: (block rows, HK, D), in the dtype of k.
+    `representatives` are block means to use instead of pooling k: (block rows, HK, D), in the dtype of k or float32.
+    The other options are as in `attention`; `softmax_scale` is for share_score="sum_prob".
     """
     cu_q, cu_k, max_q, max_k = _batch(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     return torch.ops.moba.select(
-        q.detach(), k.detach(), cu_q, cu_k, max_q, max_k, block_size, top_k, representatives
+        q.detach(), k.detach(), cu_q, cu_k, max_q, max_k, block_size, top_k, representatives, force_previous,
+        sink_blocks, share, share_score, representative_dtype, _scale(softmax_scale),
     )
 
 
@@ -149,6 +161,8 @@ def attention(
     max_seqlen_q: Optional[int] = ..., max_seqlen_k: Optional[int] = ..., *, kind: Kind = ..., block_size: int = ...,
     top_k: int = ..., window: Optional[int] = ..., sink: int = ..., softmax_scale: Optional[float] = ...,
     return_lse: Literal[False] = ..., compat_topk1_full: bool = ..., check_values: bool = ...,
+    force_previous: bool = ..., sink_blocks: int = ..., share: Share = ..., share_score: ShareScore = ...,
+    representative_dtype: RepresentativeDType = ...,
 ) -> Tensor: ...
 @overload
 def attention(
@@ -156,6 +170,8 @@ def attention(
     max_seqlen_q: Optional[int] = ..., max_seqlen_k: Optional[int] = ..., *, kind: Kind = ..., block_size: int = ...,
     top_k: int = ..., window: Optional[int] = ..., sink: int = ..., softmax_scale: Optional[float] = ...,
     return_lse: Literal[True], compat_topk1_full: bool = ..., check_values: bool = ...,
+    force_previous: bool = ..., sink_blocks: int = ..., share: Share = ..., share_score: ShareScore = ...,
+    representative_dtype: RepresentativeDType = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def attention(
     q: Tensor,
@@ -175,6 +191,11 @@ def attention(
     return_lse: bool = False,
     compat_topk1_full: bool = False,
     check_values: bool = False,
+    force_previous: bool = False,
+    sink_blocks: int = 0,
+    share: Share = "head",
+    share_score: ShareScore = "sum_logit",
+    representative_dtype: RepresentativeDType = "input",
 ) -> Union[Tensor, tuple[Tensor, Tensor]]:
     """Causal attention of packed sequences: q (Tq, H, D), k (Tk, HK, D), v (Tk, HK, Dv) -> out (Tq, H, Dv).
 
@@ -190,7 +211,14 @@ def attention(
         the largest product with it (so top_k counts the own block; top_k=1 is own-block attention, unless
         `compat_topk1_full` asks for full attention there, as other MoBA packages give).
         "window": the last `window` keys, the row's own among them, and the first `sink` keys. "full": all keys.
-    softmax_scale: factor on q·k, default 1/sqrt(D). The choice of blocks does not use it.
+    force_previous, sink_blocks: blocks that every row of kind "moba" attends: the one before its own, and the first
+        `sink_blocks` of its sequence. Each takes one of the top_k; the best of the rest fill what is left.
+    share: whether each query "head" chooses, the "group" of heads of a key head together, or all of the "layer".
+    share_score: how heads that choose together score a block: by the sum of their products ("sum_logit"), of their
+        softmax over all past blocks ("sum_prob"), or by the greatest product ("max").
+    representative_dtype: "input" rounds a block's mean key to the dtype of k, as the published code does; "float32"
+        keeps it.
+    softmax_scale: factor on q·k, default 1/sqrt(D). The choice of blocks does not use it, but for "sum_prob".
     return_lse: also return the log-sum-exp of the scaled scores, differentiable: float32 (H, Tq), float64 for float64.
     check_values: also check the values of cu_seqlens, which waits for the device. Without it values out of range are
         clamped.
@@ -209,11 +237,20 @@ def attention(
             raise ValueError(f"top_k is {top_k}; it must be at least 1: a row always attends its own block.")
         if block_size < 1:
             raise ValueError(f"block_size is {block_size}; it must be at least 1.")
+        if not 0 <= sink_blocks <= top_k - 1 - force_previous:
+            raise ValueError(
+                f"sink_blocks is {sink_blocks} and force_previous {force_previous}; together they must be between 0 and "
+                f"the {top_k - 1} slots of top_k beside the own block. Raise top_k, or force fewer blocks."
+            )
         if not (compat_topk1_full and top_k == 1):
             selection = "list"
             # No row has more past blocks than the longest sequence.
             budget = min(top_k, max(max_k - 1, 0) // block_size + 1)
-            blocks = select(q, k, cu_q, cu_k, max_q, max_k, block_size=block_size, top_k=budget)
+            blocks = select(
+                q, k, cu_q, cu_k, max_q, max_k, block_size=block_size, top_k=budget, force_previous=force_previous,
+                sink_blocks=sink_blocks, share=share, share_score=share_score,
+                representative_dtype=representative_dtype, softmax_scale=softmax_scale,
+            )
     elif kind == "window":
         selection = "span"
         span = _number("window", window, "the number of last keys a row sees, at least 1, for kind 'window'")
@@ -279,3 +316,53 @@ def self_check(
             q, k, v, cu_q, cu_k, max_q, max_k, block_size, _scale(softmax_scale), seed
         ).tolist()
     return SelfCheckReport(*values[:6], passed=bool(values[6]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What a choice of blocks is worth.
+
+    blocks: int32 (Tq, H or HK or 1, budget), as `select` gives them; None for kinds without a list.
+    scores: of the listed blocks, float32 (float64 for float64), NaN in free places; None where blocks is.
+    mass: (H, Tq): of each row's softmax over all its keys, the share on the keys it attends; 1 for rows without keys.
+    """
+
+    blocks: Optional[Tensor]
+    scores: Optional[Tensor]
+    mass: Tensor
+
+
+def diagnose(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Optional[Tensor] = None,
+    max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None,
+    *,
+    kind: Kind = "moba",
+    block_size: int = 512,
+    top_k: int = 3,
+    window: Optional[int] = None,
+    sink: int = 0,
+    softmax_scale: Optional[float] = None,
+    compat_topk1_full: bool = False,
+    force_previous: bool = False,
+    sink_blocks: int = 0,
+    share: Share = "head",
+    share_score: ShareScore = "sum_logit",
+    representative_dtype: RepresentativeDType = "input",
+) -> Diagnosis:
+    """The choice that `attention` would make, its scores, and the share of the true attention it catches.
+
+    Costs a full attention and waits for the device. No gradients. Options are as in `attention`.
+    """
+    cu_q, cu_k, max_q, max_k = _batch(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    last = _number("window", window, "the number of last keys a row sees") if kind == "window" else 0
+    with torch.no_grad():
+        blocks, scores, mass = torch.ops.moba.diagnose(
+            q, k, cu_q, cu_k, max_q, max_k, kind, block_size, top_k, force_previous, sink_blocks, share, share_score,
+            representative_dtype, last, sink, _scale(softmax_scale), compat_topk1_full,
+        )
+    has_list = kind == "moba" and not (compat_topk1_full and top_k == 1)
+    return Diagnosis(blocks if has_list else None, scores if has_list else None, mass)

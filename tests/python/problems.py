@@ -51,6 +51,17 @@ class Problem:
         return {"full": "all", "window": "span"}[self.case["kind"]]
 
     @property
+    def gate(self) -> dict[str, Any]:
+        """The options of the choice beside block_size and top_k."""
+        names = ("force_previous", "sink_blocks", "share", "share_score", "representative_dtype")
+        return {name: self.case[name] for name in names}
+
+    @property
+    def lists(self) -> int:
+        """How many choices each row makes."""
+        return {"head": self.case["heads"], "group": self.case["kv_heads"], "layer": 1}[self.case["share"]]
+
+    @property
     def scale(self) -> float:
         return self.case["softmax_scale"] or self.q.size(2) ** -0.5
 

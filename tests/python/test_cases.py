@@ -30,8 +30,9 @@ def skip_twins(device: str, variant: str) -> None:
 def choose(p: Problem, device: str, variant: str) -> torch.Tensor:
     q, k = p.q.to(device), p.k.to(device)
     blocks = VARIANTS[variant][0](
-        q, k, p.cu_q.to(device), p.cu_k.to(device), p.max_q, p.max_k, p.case["block_size"], p.budget + 1
-    )
+        q, k, p.cu_q.to(device), p.cu_k.to(device), p.max_q, p.max_k, p.case["block_size"], p.budget + 1,
+        **p.gate, softmax_scale=p.case["softmax_scale"],
+    )  # fmt: skip
     return blocks.cpu()
 
 
@@ -69,7 +70,7 @@ def test_reference_is_exact(name: str) -> None:
     results = gradients(
         lambda q, k, v: libmoba.attention(
             q, k, v, p.cu_q, p.cu_k, p.max_q, p.max_k, window=p.case["window"] or None,
-            softmax_scale=p.case["softmax_scale"] or None, return_lse=True, **options,
+            softmax_scale=p.case["softmax_scale"] or None, return_lse=True, **options, **p.gate,
         ),  # fmt: skip
         p, torch.float64, "cpu",
     )  # fmt: skip
@@ -87,30 +88,52 @@ def test_select(name: str, variant: str, dtype: str, device: str) -> None:
     skip_twins(device, variant)
     p = make_problem(name, DTYPES[dtype])
     blocks = choose(p, device, variant)
-    assert blocks.shape == (p.q.size(0), p.case["heads"], p.budget) and blocks.dtype == torch.int32
+    assert blocks.shape == (p.q.size(0), p.lists, p.budget) and blocks.dtype == torch.int32
     size, group = p.case["block_size"], p.case["heads"] // p.case["kv_heads"]
     for q_begin, queries, k_begin, keys in sequences(p):
         whole = keys // size
-        means = p.k[k_begin : k_begin + whole * size].float().unflatten(0, (whole, size)).mean(1).to(p.k.dtype).double()
+        means = p.k[k_begin : k_begin + whole * size].float().unflatten(0, (whole, size)).mean(1)
+        rounding = torch.finfo(torch.float32).eps
+        if p.case["representative_dtype"] == "input":
+            means, rounding = means.to(p.k.dtype), torch.finfo(p.k.dtype).eps
+        means = means.double().repeat_interleave(group, 1)
         q = p.q[q_begin : q_begin + queries].double()
-        scores = torch.einsum("thd,nhd->thn", q, means.repeat_interleave(group, 1))
-        sizes = torch.einsum("thd,nhd->thn", q.abs(), means.repeat_interleave(group, 1).abs())
         own = (torch.arange(queries) + keys - queries).div(size, rounding_mode="floor").clamp_min(0)
+        block = torch.arange(whole)
+        past = block[None, None] < own[:, None, None]
+        # A rounding of the mean to the dtype may go the other way, and float32 sums round too.
+        products = torch.einsum("thd,nhd->thn", q, means)
+        margins = torch.einsum("thd,nhd->thn", q.abs(), means.abs()) * (rounding + 1e-6)
+        scores, margin = shared(p, products, margins, past)
         lists = blocks[q_begin : q_begin + queries]
-        past = torch.arange(whole)[None, None] < own[:, None, None]
-        chosen = torch.zeros(queries, p.case["heads"], whole + 1, dtype=torch.bool)
+        chosen = torch.zeros(queries, p.lists, whole + 1, dtype=torch.bool)
         chosen.scatter_(2, torch.where(lists < 0, whole, lists).long(), True)
         chosen = chosen[..., :whole]
         count = torch.minimum(own.clamp_max(whole), torch.tensor(p.budget))
-        assert torch.equal(chosen.sum(-1), count[:, None].expand(-1, p.case["heads"]))
+        assert torch.equal(chosen.sum(-1), count[:, None].expand(-1, p.lists))
         assert not (chosen & ~past).any()
         padded = torch.where(lists < 0, 2**31 - 1, lists)
         assert torch.equal(padded, padded.sort(-1).values)
-        # A rounding of the mean to the dtype may go the other way, and float32 sums round too.
-        margin = 2 * sizes.amax(-1, keepdim=True) * (torch.finfo(p.q.dtype).eps + 1e-6) if whole else 0.0
-        worst = scores.masked_fill(~chosen, torch.inf).amin(-1, keepdim=True) if whole else scores
-        best_left = scores.masked_fill(chosen | ~past, -torch.inf).amax(-1, keepdim=True) if whole else scores
-        assert (best_left <= worst + margin).all()
+        forced = past & (
+            (block < p.case["sink_blocks"]) | (block == own[:, None, None] - 1) & p.case["force_previous"]
+        )
+        assert not (forced & ~chosen).any()
+        worst = (scores + margin).masked_fill(~chosen | forced, torch.inf)
+        best_left = (scores - margin).masked_fill(chosen | ~past, -torch.inf)
+        if whole:
+            assert (best_left.amax(-1) <= worst.amin(-1)).all()
+
+
+def shared(p: Problem, products: torch.Tensor, margins: torch.Tensor, past: torch.Tensor):
+    """Scores of each list from the products of its heads, (rows, H, blocks) -> (rows, lists, blocks), and their margins."""
+    grouped, margins = products.unflatten(1, (p.lists, -1)), margins.unflatten(1, (p.lists, -1))
+    if grouped.size(2) == 1 or p.case["share_score"] == "sum_logit":
+        return grouped.sum(2), margins.sum(2)
+    if p.case["share_score"] == "max":
+        return grouped.amax(2), margins.amax(2)
+    probability = torch.softmax((grouped * p.scale).masked_fill(~past[:, :, None], -torch.inf), -1)
+    off = 4 * p.scale * margins.amax(-1, keepdim=True) if margins.size(-1) else margins
+    return probability.sum(2), (probability * (off + 1e-5)).sum(2)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -48,6 +48,26 @@ def test_opcheck_select(prefix, device):
     torch.library.opcheck(getattr(ops, prefix + "select"), (q, k, *batch, 8, 3))
 
 
+@pytest.mark.parametrize("share", ["head", "group", "layer"])
+@pytest.mark.parametrize("prefix", ["", "portable_"])
+def test_opcheck_select_with_every_option(prefix, share, device):
+    q, k, _, *batch = arguments(device=device, requires_grad=False)
+    torch.library.opcheck(
+        getattr(ops, prefix + "select"),
+        (q, k, *batch, 8, 5, None, True, 1, share, "sum_prob", "float32", 0.3),
+    )
+
+
+@pytest.mark.parametrize("kind", ["moba", "window", "full"])
+def test_opcheck_diagnose(kind, device):
+    q, k, _, *batch = arguments(device=device, requires_grad=False)
+    torch.library.opcheck(
+        ops.diagnose,
+        (q, k, *batch, kind, 8, 4, True, 1, "group", "max", "input", 9, 2, 0.0, False),
+        test_utils=("test_schema", "test_autograd_registration"),
+    )
+
+
 def test_opcheck_self_check(device):
     torch.library.opcheck(
         ops.self_check,
@@ -61,7 +81,10 @@ def run_compiled(backend: str, device: str) -> None:
 
     def layer(x, weight, cu, longest):
         q, k, v = (x @ weight).view(x.size(0), 8, 16).split([4, 2, 2], 1)
-        out, lse = libmoba.attention(q, k, v, cu, None, longest, block_size=8, top_k=3, return_lse=True)
+        out, lse = libmoba.attention(
+            q, k, v, cu, None, longest, block_size=8, top_k=4, return_lse=True, force_previous=True, share="group",
+            share_score="sum_prob",
+        )
         return out.flatten(1).sum(1) + lse.sum(0)
 
     # In float64 no near-tie of the choice can fall otherwise because a compiler reordered a sum before it.

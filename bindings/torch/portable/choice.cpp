@@ -27,6 +27,44 @@ void forget_nan(at::Tensor& scores) {
   scores.nan_to_num_(/*nan=*/-kInfinity, /*posinf=*/kInfinity, /*neginf=*/-kInfinity);
 }
 
+at::Tensor shared_scores(const at::Tensor& products, const at::Tensor& past, std::int64_t lists, ShareScore way,
+                         double softmax_scale) {
+  const std::int64_t heads = products.size(1);
+  const at::Tensor grouped = products.unflatten(1, {lists, heads / lists});  // [n, lists, group, rows, width]
+  if (way == ShareScore::kSumLogit) return grouped.sum(2);
+  if (way == ShareScore::kMax) return grouped.amax(2);  // NaN is the greatest
+  const at::Tensor hidden = past.logical_not().unsqueeze(2);
+  const at::Tensor none = grouped.isnan().logical_or_(hidden).logical_or_(grouped == -kInfinity);
+  const at::Tensor logits = grouped.masked_fill(none, -kInfinity);
+  const at::Tensor maximum = logits.amax(-1, /*keepdim=*/true);
+  // The greatest has weight 1, were it infinite; then the others have none.
+  at::Tensor weight = ((logits - maximum) * softmax_scale).exp_();
+  weight = weight.masked_fill_(logits == maximum, 1.0).masked_fill_(none, 0.0);
+  const at::Tensor total = (weight / weight.sum(-1, /*keepdim=*/true).clamp_min(1.0)).sum(2);
+  const at::Tensor no_head = none.all(2);
+  return total.masked_fill_(no_head.logical_or_(grouped.isnan().any(2)), -kInfinity);
+}
+
+at::Tensor ForcedBlocks::is_no_candidate(const at::Tensor& candidate, const at::Tensor& own) const {
+  const at::Tensor late = candidate >= (previous_ ? own - 1 : own);
+  return sinks_ > 0 ? late.logical_or(candidate < sinks_) : late;
+}
+
+at::Tensor ForcedBlocks::join(const at::Tensor& index, const at::Tensor& own, std::int64_t none) const {
+  std::vector<at::Tensor> columns = {index};
+  std::vector<std::int64_t> shape = index.sizes().vec();
+  if (sinks_ > 0) {
+    const at::Tensor sink = at::arange(sinks_, own.options());
+    shape.back() = sinks_;
+    columns.push_back(at::where(sink < own, sink, none).to(at::kInt).expand(shape));
+  }
+  if (previous_) {
+    shape.back() = 1;
+    columns.push_back(at::where(own > sinks_, own - 1, none).to(at::kInt).expand(shape));
+  }
+  return columns.size() == 1 ? index : at::cat(columns, -1);
+}
+
 std::int64_t candidate_step(std::int64_t past) {
   std::int64_t step = kGroup;
   while (past > step * kSortWidth) step *= kGroup;

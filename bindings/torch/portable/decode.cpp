@@ -52,11 +52,12 @@ Chosen choose(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, con
 
 }  // namespace
 
-bool suits_attend_last(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t block_size,
-                       std::int64_t top_k) {
+bool suits_attend_last(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionOptions& options) {
   if (q.size(0) != 1 || k.size(0) < 1) return false;
-  const std::int64_t count = std::min(top_k - 1, past_blocks(k, block_size));
-  return count * block_size * q.size(1) * (k.size(2) + v.size(2)) * q.element_size() <= kMaxCopiedBytes;
+  if (options.force_previous || options.sink_blocks > 0 || options.share != Share::kHead) return false;
+  if (options.representative_dtype != RepresentativeDType::kInput) return false;
+  const std::int64_t count = std::min(options.top_k - 1, past_blocks(k, options.block_size));
+  return count * options.block_size * q.size(1) * (k.size(2) + v.size(2)) * q.element_size() <= kMaxCopiedBytes;
 }
 
 std::tuple<at::Tensor, at::Tensor> attend_last(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

@@ -28,13 +28,14 @@ struct TensorSelection {
   at::Tensor blocks;  // kList: int32 [Tq, selection heads, budget]
 };
 
-/// Block means, summed in float32 in token order and rounded once: k [Tk, HK, D] -> [block_rows, HK, D].
-at::Tensor pool(const at::Tensor& k, const SequenceBatch& batch, std::int64_t block_size);
+/// Means over blocks of options.block_size, summed in float32 in token order and rounded once, to the dtype of k or, as
+/// options.representative_dtype says, not at all: k [Tk, HK, D] -> [block_rows, HK, D].
+at::Tensor pool(const at::Tensor& k, const SequenceBatch& batch, const AttentionOptions& options);
 
-/// The top_k - 1 best past blocks of each row: int32 [Tq, H, top_k - 1], ascending, -1 padded. `representatives` as
-/// pool gives them.
+/// top_k - 1 past blocks of each row, those that `options` force and the best beside them: int32 [Tq, H or HK or 1,
+/// top_k - 1], ascending, -1 padded. `representatives` as pool gives them, in the dtype of q or float32.
 at::Tensor select(const at::Tensor& q, const at::Tensor& representatives, const SequenceBatch& batch,
-                  std::int64_t block_size, std::int64_t top_k);
+                  const AttentionOptions& options);
 
 /// -> out [Tq, H, Dv], lse float32 [H, Tq].
 std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

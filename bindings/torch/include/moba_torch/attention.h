@@ -35,7 +35,8 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
 /// Keys, values and cached representatives of one layer and one sequence, in tensors it owns. No gradients.
 class KvCache {
  public:
-  /// Room for `capacity` tokens. `options` of kind moba make it keep representatives for options.block_size.
+  /// Room for `capacity` tokens. `options` of kind moba make it keep representatives for options.block_size,
+  /// in options.representative_dtype.
   KvCache(std::int64_t capacity, std::int64_t kv_heads, std::int64_t head_dim, std::int64_t value_dim,
           const AttentionOptions& options, at::TensorOptions tensor_options);
 
@@ -55,6 +56,7 @@ class KvCache {
  private:
   at::Tensor k_, v_, representatives_, running_sum_;
   std::int64_t block_size_ = 0;
+  RepresentativeDType representative_dtype_ = RepresentativeDType::kInput;
   std::int64_t length_ = 0;
 };
 
