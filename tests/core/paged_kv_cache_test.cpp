@@ -361,6 +361,73 @@ TEST_P(PagedTest, WrongPagesAreClampedAndReported) {
   }
 }
 
+/// The reference without pages.
+class PackedBackend : public Backend {
+ public:
+  const char* name() const override { return "packed"; }
+  bool supports(DType dtype) const override { return reference_backend().supports(dtype); }
+  void pool(Context& c, const PoolArgs& a) const override { reference_backend().pool(c, a); }
+  void score(Context& c, const ScoreArgs& a) const override { reference_backend().score(c, a); }
+  void select(Context& c, const SelectArgs& a) const override { reference_backend().select(c, a); }
+  void invert(Context& c, const InvertArgs& a) const override { reference_backend().invert(c, a); }
+  void attend(Context& c, const AttendArgs& a) const override { reference_backend().attend(c, a); }
+  void attend_backward(Context& c, const AttendBackwardArgs& a) const override {
+    reference_backend().attend_backward(c, a);
+  }
+  void merge(Context& c, const MergeArgs& a) const override { reference_backend().merge(c, a); }
+};
+
+TEST_P(PagedTest, TablesAreChecked) {
+  const Problem universe = universe_of(DType::kFloat32, 40, 8);
+  PagedModel model(context, backend(), universe,
+                   {.pages = 10, .page_size = 4, .block_size = 8, .sequences = 1, .width = 10});
+  model.append_tokens({{0, 40}}, 0);
+  const PagedKvCache& cache = model.memory.cache;
+  Selection selection = plan_selection(universe.options, 40, universe.heads(), universe.kv_heads(), 40);
+  const HostTensor list(DType::kInt32, {40, universe.heads(), selection.budget()});
+  selection.blocks = list.view();
+  const Results r = model.attend({{0, 40}}, universe.options);
+  const PageTable table{cache.page_tables, 4};
+  const auto choose = [&](const Backend& by, const PageTable& pages, const ConstTensorView& representatives) {
+    select(context, by, universe.options, universe.q.view(), cache.k, representatives, universe.batch(), selection,
+           pages);
+  };
+  choose(backend(), table, cache.representatives);
+  const AttendArgs good{
+      universe.q.view(), cache.k, cache.v, universe.batch(), selection, 0.0, {r.out.view(), r.lse.view()}, table};
+  attend(context, backend(), good);
+  const auto expect_error = [&](const auto& body, ErrorCode code, const std::string& text) {
+    try {
+      body();
+      FAIL() << "no error; expected " << text;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), code);
+      EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+    }
+  };
+  const auto expect_attend = [&](const auto& change, const std::string& text) {
+    AttendArgs args = good;
+    change(args);
+    expect_error([&] { attend(context, backend(), args); }, ErrorCode::kInvalidArgument, text);
+  };
+  expect_attend([](AttendArgs& a) { a.page_table.page_size = 0; }, "page_size is 0");
+  expect_attend([](AttendArgs& a) { a.page_table.page_size = 5; }, "page_size is 5; it must be a divisor of the block");
+  expect_attend([](AttendArgs& a) { a.k.shape[0] = a.v.shape[0] = 39; }, "number of rows of k is 39");
+  expect_attend([](AttendArgs& a) { a.page_table.pages.shape[0] = 2; }, "shape of page_table.pages is [2, 10]");
+  expect_attend([](AttendArgs& a) { a.page_table.pages.dtype = DType::kInt64; }, "dtype of page_table.pages");
+  expect_error([&] { choose(backend(), table, {}); }, ErrorCode::kInvalidArgument, "page_table is present without");
+  expect_error(
+      [&] {
+        choose(backend(), {cache.page_tables, 3}, cache.representatives);
+      },
+      ErrorCode::kInvalidArgument, "page_size is 3");
+  const PackedBackend packed;
+  expect_error([&] { attend(context, packed, good); }, ErrorCode::kUnsupported,
+               "page_table is present; the backend 'packed'");
+  expect_error([&] { choose(packed, table, cache.representatives); }, ErrorCode::kUnsupported,
+               "page_table is present; the backend 'packed'");
+}
+
 INSTANTIATE_TEST_SUITE_P(All, PagedTest, ::testing::ValuesIn(backends()), backend_name);
 
 TEST(PagePool, HandsOutEachPageOnce) {
