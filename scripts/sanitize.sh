@@ -26,7 +26,7 @@ for word in "$@"; do
     # The authors' grid (GridTest) and tensors of 4 GiB steps take minutes each and reach no code that the others do not.
     address) check address,undefined build-asan -E 'GridTest|LargeOffset' ;;
     # Races need threads: what runs on two or three, or on threads of its own.
-    thread) check thread build-tsan -R 'PropertyTest|AgreementTest|ContextTest|FewRows|KvCache|SimdTest|SelfCheck' ;;
+    thread) check thread build-tsan -R 'PropertyTest|AgreementTest|ContextTest|FewRows|KvCache|PagedTest|SimdTest|SelfCheck' ;;
     *) echo "usage: sanitize.sh [address|thread]..." >&2; exit 2 ;;
   esac
 done

@@ -31,27 +31,10 @@ void check_device(const Backend& backend, const char* argument, const Device& de
                                 : "Copy it to the GPU, or use cpu_backend()."));
 }
 
-void check_float(const Backend& backend, const char* argument, DType dtype) {
-  if (backend.supports(dtype)) return;
-  std::string known;
-  for (DType candidate : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
-    if (backend.supports(candidate)) known += (known.empty() ? "" : ", ") + std::string(name_of(candidate));
-  }
-  throw Error(ErrorCode::kUnsupported, std::string(argument) + " has dtype " + name_of(dtype) + "; the backend '" +
-                                           backend.name() + "' supports " + known + ". Convert it" +
-                                           (dtype == DType::kFloat64 ? ", or use reference_backend()." : "."));
-}
-
 void check_dim(const char* argument, const char* what, std::int64_t dim) {
   require(dim >= kMinHeadDim && dim <= kMaxHeadDim, std::string("the ") + what + " of " + argument, std::to_string(dim),
           "between " + std::to_string(kMinHeadDim) + " and " + std::to_string(kMaxHeadDim),
           "Pad it with zeros, or split the head.");
-}
-
-void check_rank(const char* argument, const ConstTensorView& view, int rank, const char* axes) {
-  require(view.present(), argument, "absent", std::string("a tensor ") + axes, "Pass it.");
-  require(view.rank == rank, std::string("the rank of ") + argument, std::to_string(view.rank),
-          std::to_string(rank) + ", " + axes, "Reshape the tensor.");
 }
 
 void check_offsets(const Backend& backend, const char* argument, const ConstTensorView& offsets) {
@@ -137,12 +120,54 @@ void check_partial(const Backend& backend, const char* out_name, const char* lse
   check_output(backend, lse_name, partial.lse, accumulator_dtype(dtype), {heads, rows}, "[H, Tq]");
 }
 
+/// The table of a call over the pool of `pages` pages.
+void check_page_table(const Backend& backend, const PageTable& table, std::int64_t sequences) {
+  if (!backend.supports_pages()) {
+    throw Error(ErrorCode::kUnsupported, std::string("page_table is present; the backend '") + backend.name() +
+                                             "' reads packed keys only. Copy the pages together, or use a backend "
+                                             "whose supports_pages() is true, such as cpu_backend().");
+  }
+  check_tensor(backend, "page_table.pages", table.pages, DType::kInt32, {sequences, -1},
+               "[sequences, most pages of a sequence]");
+  check_page_size(table.page_size);
+  require(table.pages.shape[1] <= std::numeric_limits<std::int64_t>::max() / table.page_size,
+          "the width of page_table.pages", std::to_string(table.pages.shape[1]), "of fewer than 2^63 tokens",
+          "No memory holds such a sequence.");
+}
+
+void check_page_divides(const PageTable& table, const Selection& selection) {
+  require(selection.kind != SelectionKind::kList || selection.block_size % table.page_size == 0, "page_table.page_size",
+          std::to_string(table.page_size), "a divisor of the block size, " + std::to_string(selection.block_size),
+          "Blocks are whole pages.");
+}
+
 }  // namespace
 
 void require(bool holds, const std::string& argument, const std::string& value, const std::string& rule,
              const std::string& remedy) {
   if (holds) return;
   throw Error(ErrorCode::kInvalidArgument, argument + " is " + value + "; it must be " + rule + ". " + remedy);
+}
+
+void check_float(const Backend& backend, const char* argument, DType dtype) {
+  if (backend.supports(dtype)) return;
+  std::string known;
+  for (DType candidate : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    if (backend.supports(candidate)) known += (known.empty() ? "" : ", ") + std::string(name_of(candidate));
+  }
+  throw Error(ErrorCode::kUnsupported, std::string(argument) + " has dtype " + name_of(dtype) + "; the backend '" +
+                                           backend.name() + "' supports " + known + ". Convert it" +
+                                           (dtype == DType::kFloat64 ? ", or use reference_backend()." : "."));
+}
+
+void check_rank(const char* argument, const ConstTensorView& view, int rank, const char* axes) {
+  require(view.present(), argument, "absent", std::string("a tensor ") + axes, "Pass it.");
+  require(view.rank == rank, std::string("the rank of ") + argument, std::to_string(view.rank),
+          std::to_string(rank) + ", " + axes, "Reshape the tensor.");
+}
+
+void check_page_size(std::int64_t page_size) {
+  require(page_size >= 1, "page_size", std::to_string(page_size), "at least 1 token", "Usual values are 16 to 256.");
 }
 
 std::string shape_text(const ConstTensorView& view) {
@@ -234,7 +259,7 @@ namespace {
 
 /// q, representatives and batch of `score` and `select`.
 void check_gate(const Backend& backend, const ConstTensorView& q, const ConstTensorView& representatives,
-                const PackedBatch& batch) {
+                const PackedBatch& batch, const PageTable& table = {}) {
   check_rank("q", q, 3, "[Tq, H, D]");
   check_float(backend, "q", q.dtype);
   check_tensor(backend, "q", q, q.dtype, {-1, -1, -1}, "[Tq, H, D]");
@@ -242,6 +267,7 @@ void check_gate(const Backend& backend, const ConstTensorView& q, const ConstTen
   check_representatives(backend, "representatives", representatives, q.dtype, {-1, -1, q.shape[2]}, "[R, HK, D]");
   check_heads(q, representatives, "representatives");
   check_batch(backend, batch, q.shape[0], 0);
+  if (table.present()) return check_page_table(backend, table, batch.sequences());
   require(representatives.shape[0] >= batch.sequences(), "the number of rows of representatives",
           std::to_string(representatives.shape[0]),
           "block_rows(Tk, sequences, B), at least the " + std::to_string(batch.sequences()) + " sequences",
@@ -260,7 +286,7 @@ void check_score(const Backend& backend, const ScoreArgs& args) {
 }
 
 void check_select(const Backend& backend, const SelectArgs& args) {
-  check_gate(backend, args.q, args.representatives, args.batch);
+  check_gate(backend, args.q, args.representatives, args.batch, args.page_table);
   require(args.selection.kind == SelectionKind::kList, "selection.kind", "not kList", "kList: the others hold no list",
           "plan_selection() of kind moba gives one.");
   check_list(backend, args.selection, args.q.shape[0], args.q.shape[1], args.representatives.shape[1]);
@@ -277,6 +303,7 @@ void check_select(const Backend& backend, const SelectArgs& args) {
       "plan_selection() gives the shape.");
   static_cast<void>(name_of(rule.share_score));  // throws where it is no value of the enumeration
   check_scale(rule.softmax_scale);
+  if (args.page_table.present()) check_page_divides(args.page_table, args.selection);
 }
 
 void check_invert(const Backend& backend, const InvertArgs& args) {
@@ -308,18 +335,35 @@ void check_attend_inputs(const Backend& backend, const Args& args) {
   check_dim("v", "value dim (last axis)", args.v.shape[2]);
   check_batch(backend, args.batch, args.q.shape[0], args.k.shape[0]);
   check_selection(backend, args.selection, args.q.shape[0], args.q.shape[1], args.k.shape[1]);
-  check_scale(args.softmax_scale);
+}
+
+/// The page table of a call whose other inputs were checked.
+void check_pages(const Backend& backend, const AttendArgs& args) {
+  if (!args.page_table.present()) return;
+  check_page_table(backend, args.page_table, args.batch.sequences());
+  check_page_divides(args.page_table, args.selection);
+  require(args.k.shape[0] % args.page_table.page_size == 0, "the number of rows of k", std::to_string(args.k.shape[0]),
+          "a multiple of page_table.page_size, " + std::to_string(args.page_table.page_size),
+          "k and v are the whole pool: [pages * page_size, HK, D].");
 }
 
 }  // namespace
 
 void check_attend(const Backend& backend, const AttendArgs& args) {
   check_attend_inputs(backend, args);
+  check_scale(args.softmax_scale);
   check_partial(backend, "out", "lse", args.result, args.q.dtype, args.q.shape[0], args.q.shape[1], args.v.shape[2]);
+  check_pages(backend, args);
+}
+
+void check_attended(const AttendArgs& args) {
+  check_attend_inputs(reference_backend(), args);
+  check_pages(reference_backend(), args);
 }
 
 void check_attend_backward(const Backend& backend, const AttendBackwardArgs& args) {
   check_attend_inputs(backend, args);
+  check_scale(args.softmax_scale);
   const DType dtype = args.q.dtype;
   const std::int64_t rows = args.q.shape[0], heads = args.q.shape[1], dim = args.q.shape[2];
   const std::int64_t keys = args.k.shape[0], kv_heads = args.k.shape[1], value_dim = args.v.shape[2];
@@ -350,26 +394,6 @@ void check_merge(const Backend& backend, const MergeArgs& args) {
                  "[Tq, H, Dv]");
     check_tensor(backend, (name + ".lse").c_str(), part.lse, lse_dtype, {out.shape[1], out.shape[0]}, "[H, Tq]");
   }
-}
-
-void check_kv_cache(const Backend& backend, const KvCache& cache) {
-  check_rank("cache.k", cache.k, 3, "[capacity, HK, D]");
-  check_float(backend, "cache.k", cache.k.dtype);
-  const std::int64_t capacity = cache.k.shape[0], kv_heads = cache.k.shape[1], dim = cache.k.shape[2];
-  check_output(backend, "cache.k", cache.k, cache.k.dtype, {-1, -1, -1}, "[capacity, HK, D]");
-  check_output(backend, "cache.v", cache.v, cache.k.dtype, {capacity, kv_heads, -1}, "[capacity, HK, Dv]");
-  require(cache.block_size >= 0, "cache.block_size", std::to_string(cache.block_size), "at least 0",
-          "0 is for a layer without block choice.");
-  if (cache.block_size > 0) {
-    const std::initializer_list<std::int64_t> shape = {block_rows(capacity, 1, cache.block_size), kv_heads, dim};
-    constexpr const char* kAxes = "[block_rows(capacity, 1, B), HK, D]";
-    check_representatives(backend, "cache.representatives", cache.representatives, cache.k.dtype, shape, kAxes);
-    check_output(backend, "cache.representatives", cache.representatives, cache.representatives.dtype, shape, kAxes);
-    check_output(backend, "cache.running_sum", cache.running_sum, accumulator_dtype(cache.k.dtype), {kv_heads, dim},
-                 "[HK, D]");
-  }
-  require(cache.length >= 0 && cache.length <= capacity, "cache.length", std::to_string(cache.length),
-          "between 0 and the capacity, " + std::to_string(capacity), "Only append and truncate should change it.");
 }
 
 }  // namespace moba

@@ -8,6 +8,7 @@
 #include "moba/error.h"
 #include "moba/kv_cache.h"
 #include "moba/options.h"
+#include "moba/paged_kv_cache.h"
 
 namespace moba {
 
@@ -21,14 +22,27 @@ void check_score(const Backend& backend, const ScoreArgs& args);
 void check_select(const Backend& backend, const SelectArgs& args);
 void check_invert(const Backend& backend, const InvertArgs& args);
 void check_attend(const Backend& backend, const AttendArgs& args);
+/// q, k, v, batch, selection and page table in host memory; neither scale nor result.
+void check_attended(const AttendArgs& args);
 void check_attend_backward(const Backend& backend, const AttendBackwardArgs& args);
 void check_merge(const Backend& backend, const MergeArgs& args);
 
 /// The buffers of a cache, and that its length lies in [0, capacity].
 void check_kv_cache(const Backend& backend, const KvCache& cache);
 
+/// The buffers of a paged cache, its pool and page size; not what tables and lengths say.
+void check_paged_kv_cache(const Backend& backend, const PagedKvCache& cache);
+
 /// q [Tq, H, D] and k [Tk, HK, D]: ranks, head dims, head counts, dtypes and device. For calls that derive more.
 void check_queries_and_keys(const Backend& backend, const ConstTensorView& q, const ConstTensorView& k);
+
+/// A tensor that must be present, of this rank.
+void check_rank(const char* argument, const ConstTensorView& view, int rank, const char* axes);
+
+/// A floating-point dtype that the backend takes.
+void check_float(const Backend& backend, const char* argument, DType dtype);
+
+void check_page_size(std::int64_t page_size);
 
 /// An extent list as "[4, 2, 64]".
 std::string shape_text(const ConstTensorView& view);

@@ -1,11 +1,10 @@
-// Keys, values and block representatives for decoding. What a block's representative is never depends on how its tokens
-// arrived: see block_mean.h.
+// Keys, values and block representatives of one sequence for decoding.
 #include "moba/kv_cache.h"
 
 #include <algorithm>
 #include <string>
 
-#include "block_mean.h"
+#include "cached_blocks.h"
 #include "checks.h"
 #include "moba/pipeline.h"
 #include "scratch.h"
@@ -21,35 +20,19 @@ void check_host(const Backend& backend) {
 }
 
 template <class T>
-T* row_of(const TensorView& tensor, std::int64_t row, std::int64_t head) {
-  return tensor.as<T>() + row * tensor.stride[0] + head * tensor.stride[1];
-}
-
-template <class T>
 void copy_head(const ConstTensorView& source, const TensorView& target, std::int64_t first, std::int64_t head) {
   for (std::int64_t t = 0; t < source.shape[0]; ++t) {
     const T* from = source.as<T>() + t * source.stride[0] + head * source.stride[1];
-    std::copy_n(from, source.shape[2], row_of<T>(target, first + t, head));
+    std::copy_n(from, source.shape[2], cached_row<T>(target, first + t, head));
   }
 }
 
 /// Adds the keys at positions [begin, end) of the cache to the running sum of one head, closing blocks as they fill.
 template <class T>
-void extend_blocks(const KvCache& cache, std::int64_t head, std::int64_t begin, std::int64_t end) {
-  const std::int64_t dim = cache.k.shape[2];
-  auto* sum = cache.running_sum.as<Accumulator<T>>() + head * cache.running_sum.stride[0];
-  for (std::int64_t t = begin; t < end; ++t) {
-    if (t % cache.block_size == 0) std::fill_n(sum, dim, Accumulator<T>{0});
-    add_key(sum, row_of<const T>(cache.k, t, head), dim);
-    if ((t + 1) % cache.block_size == 0) {
-      const std::int64_t block = t / cache.block_size;
-      if (cache.representatives.dtype == cache.k.dtype) {
-        write_mean(row_of<T>(cache.representatives, block, head), sum, cache.block_size, dim);
-      } else {
-        write_mean(row_of<Accumulator<T>>(cache.representatives, block, head), sum, cache.block_size, dim);
-      }
-    }
-  }
+void extend(const KvCache& cache, std::int64_t head, std::int64_t begin, std::int64_t end) {
+  const auto same = [](std::int64_t row) { return row; };
+  extend_blocks<T>(cache.k, cache.representatives, cached_row<Accumulator<T>>(cache.running_sum, head, 0),
+                   cache.block_size, head, begin, end, same, same);
 }
 
 /// The first `length` tokens.
@@ -76,7 +59,7 @@ void append(Context& context, const Backend& backend, KvCache& cache, ConstTenso
       for (std::int64_t head = begin; head < end; ++head) {
         copy_head<T>(k_new, cache.k, cache.length, head);
         copy_head<T>(v_new, cache.v, cache.length, head);
-        if (cache.block_size > 0) extend_blocks<T>(cache, head, cache.length, cache.length + count);
+        if (cache.block_size > 0) extend<T>(cache, head, cache.length, cache.length + count);
       }
     });
   });
@@ -84,7 +67,7 @@ void append(Context& context, const Backend& backend, KvCache& cache, ConstTenso
 }
 
 void attend_cached(Context& context, const Backend& backend, const KvCache& cache, const AttentionOptions& options,
-                   ConstTensorView q, Partial result) {
+                   ConstTensorView q, Partial result, ReadCount* reads) {
   check_host(backend);
   check_kv_cache(backend, cache);
   const ConstTensorView k = prefix(cache.k, cache.length), v = prefix(cache.v, cache.length);
@@ -122,7 +105,9 @@ void attend_cached(Context& context, const Backend& backend, const KvCache& cach
         prefix(cache.representatives, block_rows(cache.length, 1, cache.block_size));
     select(context, backend, options, q, k, representatives, batch, selection);
   }
-  attend(context, backend, {q, k, v, batch, selection, scale, result});
+  const AttendArgs args{q, k, v, batch, selection, scale, result};
+  attend(context, backend, args);
+  if (reads != nullptr) count_reads(context, args, *reads);
 }
 
 void truncate(Context& context, const Backend& backend, KvCache& cache, std::int64_t length) {
@@ -134,7 +119,7 @@ void truncate(Context& context, const Backend& backend, KvCache& cache, std::int
     const std::int64_t open_begin = length / cache.block_size * cache.block_size;
     dispatch("cache.k", cache.k.dtype, FloatTypes{}, [&]<class T>() {
       context.parallel_for(cache.k.shape[1], 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t head = begin; head < end; ++head) extend_blocks<T>(cache, head, open_begin, length);
+        for (std::int64_t head = begin; head < end; ++head) extend<T>(cache, head, open_begin, length);
       });
     });
   }

@@ -46,17 +46,20 @@ void merge(Context& context, const Backend& backend, const MergeArgs& args) {
 }
 
 void select(Context& context, const Backend& backend, const AttentionOptions& options, ConstTensorView q,
-            ConstTensorView k, ConstTensorView representatives, const PackedBatch& batch, Selection& selection) {
+            ConstTensorView k, ConstTensorView representatives, const PackedBatch& batch, Selection& selection,
+            const PageTable& page_table) {
   const Selector& selector = selector_of(options.kind);
   if (selection.kind != SelectionKind::kList || selector.choose == nullptr) return;
   check_queries_and_keys(backend, q, k);
 
   if (representatives.present()) {
-    const SelectArgs args{q, representatives, batch, selection, rule_of(options, q)};
+    const SelectArgs args{q, representatives, batch, selection, rule_of(options, q), page_table};
     check_select(backend, args);
     selector.choose(context, backend, options, args);
     return;
   }
+  require(!page_table.present(), "page_table", "present without representatives", "absent where they are pooled here",
+          "Pass the representatives that a PagedKvCache keeps.");
   require(selection.block_size >= 1, "selection.block_size", std::to_string(selection.block_size), "at least 1",
           "plan_selection() sets it.");
   require(batch.cu_seqlens_k.rank == 1 && batch.cu_seqlens_k.shape[0] >= 1, "cu_seqlens_k",

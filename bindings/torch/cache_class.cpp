@@ -1,6 +1,7 @@
 // KvCache as a class that Python can hold: torch.classes.moba.KvCache.
 #include <torch/custom_class.h>
 
+#include "cache_options.h"
 #include "checks.h"
 #include "moba_torch/attention.h"
 
@@ -15,36 +16,13 @@ struct CacheHolder : torch::CustomClassHolder {
       : cache(capacity, kv_heads, head_dim, value_dim, options, tensor_options) {}
 };
 
-AttentionOptions options_of(const std::string& kind, std::int64_t block_size, std::int64_t top_k, std::int64_t window,
-                            std::int64_t sink, double softmax_scale, bool compat_topk1_full, bool force_previous,
-                            std::int64_t sink_blocks, const std::string& share, const std::string& share_score,
-                            const std::string& representative_dtype) {
-  AttentionOptions options;
-  options.force_previous = force_previous;
-  options.sink_blocks = sink_blocks;
-  options.share = share_from_name(share);
-  options.share_score = share_score_from_name(share_score);
-  options.representative_dtype = representative_dtype_from_name(representative_dtype);
-  options.kind = kind_from_name(kind);
-  options.block_size = block_size;
-  options.top_k = top_k;
-  options.window = window;
-  options.sink = sink;
-  options.softmax_scale = softmax_scale;
-  options.compat_topk1_full = compat_topk1_full;
-  return options;
-}
-
 // block_size 0: no representatives.
 c10::intrusive_ptr<CacheHolder> make(std::int64_t capacity, std::int64_t kv_heads, std::int64_t head_dim,
                                      std::int64_t value_dim, std::int64_t block_size, at::ScalarType dtype,
                                      at::Device device, const std::string& representative_dtype) {
   return as_operator([&] {
-    AttentionOptions options;
-    options.kind = block_size == 0 ? Kind::kFull : Kind::kMoba;
-    options.block_size = block_size;
-    options.representative_dtype = representative_dtype_from_name(representative_dtype);
-    return c10::make_intrusive<CacheHolder>(capacity, kv_heads, head_dim, value_dim, options,
+    return c10::make_intrusive<CacheHolder>(capacity, kv_heads, head_dim, value_dim,
+                                            options_of_cache(block_size, representative_dtype),
                                             at::TensorOptions(dtype).device(device));
   });
 }

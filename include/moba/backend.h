@@ -6,6 +6,7 @@
 
 #include "moba/context.h"
 #include "moba/options.h"
+#include "moba/page_table.h"
 #include "moba/selection.h"
 #include "moba/tensor.h"
 
@@ -74,10 +75,11 @@ struct ChoiceRule {
 /// budget). budget >= sink_blocks + force_previous, or the most past blocks that a row has.
 struct SelectArgs {
   ConstTensorView q;                // [Tq, H, D]
-  ConstTensorView representatives;  // [R, HK, D]
+  ConstTensorView representatives;  // [R, HK, D]; with a page table [pages, HK, D], a block's row being its last page
   PackedBatch batch;
   Selection selection;  // kList, with room in `blocks`
   ChoiceRule rule = {};
+  PageTable page_table = {};  // only where `supports_pages`
 };
 
 struct InvertArgs {
@@ -90,12 +92,13 @@ struct InvertArgs {
 
 struct AttendArgs {
   ConstTensorView q;  // [Tq, H, D]
-  ConstTensorView k;  // [Tk, HK, D]
-  ConstTensorView v;  // [Tk, HK, Dv]
+  ConstTensorView k;  // [Tk, HK, D]; with a page table the pool, [pages * page_size, HK, D]
+  ConstTensorView v;  // [Tk, HK, Dv], likewise
   PackedBatch batch;
   Selection selection;
   double softmax_scale = 0.0;  // > 0
   Partial result;              // out [Tq, H, Dv] in the dtype of q, lse [H, Tq]
+  PageTable page_table = {};   // only where `supports_pages`
 };
 
 /// With the lse of the whole row, the gradient is a sum over blocks. dS = P * (dP - delta + dlse).
@@ -130,6 +133,8 @@ class Backend {
   virtual bool supports(DType dtype) const = 0;
   /// Where its tensors must live.
   virtual DeviceKind device() const { return DeviceKind::kCpu; }
+  /// Whether `select` and `attend` follow a page table.
+  virtual bool supports_pages() const { return false; }
 
   virtual void pool(Context& context, const PoolArgs& args) const = 0;
   virtual void score(Context& context, const ScoreArgs& args) const = 0;

@@ -59,6 +59,7 @@ enum DeviceError : std::int32_t {
   kCuSeqlensOutOfRange = 1,  // an offset below its predecessor or beyond the tensor
   kSeqlenAboveMaximum = 2,   // a sequence longer than max_seqlen_q / max_seqlen_k
   kSelectionOutOfRange = 4,  // a listed block that is not in the row's past
+  kPageOutOfRange = 8,       // a page that the pool does not have
 };
 
 /// Runs everything on the calling thread with the C++ allocator: for examples, tests and small work.

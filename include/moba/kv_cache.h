@@ -5,10 +5,12 @@
 
 #include "moba/backend.h"
 #include "moba/options.h"
+#include "moba/reads.h"
 
 namespace moba {
 
-/// Describes the cache of one attention layer; owns nothing. One page holds one whole sequence (`capacity` tokens).
+/// Describes the cache of one attention layer and one sequence, `capacity` tokens in one piece; owns nothing. Many
+/// sequences in pages of a common pool: PagedKvCache (paged_kv_cache.h).
 ///
 /// Representatives are kept for *closed* blocks: those whose `block_size` tokens have all arrived. The open block is a
 /// float32 running sum of its keys; when it closes, the mean is rounded to their dtype exactly as `pool` does, so
@@ -33,8 +35,9 @@ void append(Context& context, const Backend& backend, KvCache& cache, ConstTenso
 
 /// Attention of the last n tokens of the cache, one row each: q [n, H, D], out [n, H, Dv], lse [H, n]. The n keys are
 /// already appended. Equal to the same rows of a one-shot call over the whole sequence; n == 1 is a decode step.
+/// `reads` is filled where it is given.
 void attend_cached(Context& context, const Backend& backend, const KvCache& cache, const AttentionOptions& options,
-                   ConstTensorView q, Partial result);
+                   ConstTensorView q, Partial result, ReadCount* reads = nullptr);
 
 /// Forgets the tokens from `length` on, in O(block_size): the open block's sum is rebuilt from its keys.
 /// Errors: kInvalidArgument when length is negative or above cache.length.

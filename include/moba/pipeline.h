@@ -25,9 +25,11 @@ ChoiceRule rule_of(const AttentionOptions& options, const ConstTensorView& q);
 
 /// Fills `selection` (planned by `plan_selection`, `blocks.data` set by the caller) for q and k. `representatives` may
 /// be absent: then they are pooled in scratch, in the dtype that the options say; given ones are taken in their own
-/// (that of k, or float32). A no-op for kinds without a list.
+/// (that of k, or float32). A no-op for kinds without a list. With a page table k and the
+/// representatives, which must be present, are those of the pool (see SelectArgs).
 void select(Context& context, const Backend& backend, const AttentionOptions& options, ConstTensorView q,
-            ConstTensorView k, ConstTensorView representatives, const PackedBatch& batch, Selection& selection);
+            ConstTensorView k, ConstTensorView representatives, const PackedBatch& batch, Selection& selection,
+            const PageTable& page_table = {});
 
 /// The other verbs, checked: see the structs of backend.h for shapes and meaning.
 void pool(Context& context, const Backend& backend, const PoolArgs& args);

@@ -12,6 +12,7 @@ from . import _library
 _library_path = _library.load()
 
 from ._cache import KvCache  # noqa: E402  (the operators must be loaded first)
+from ._paged_cache import PagedKvCache, Reads  # noqa: E402
 from ._ops import (  # noqa: E402
     Diagnosis,
     SelfCheckReport,
@@ -29,6 +30,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Diagnosis",
     "KvCache",
+    "PagedKvCache",
+    "Reads",
     "SelfCheckReport",
     "attend",
     "attention",

@@ -69,10 +69,10 @@ class FloatFold {
  public:
   static constexpr std::int64_t kRowTile = cpu::kRowTile;
   static std::int64_t bytes(const AttendRows& call, std::int64_t ids, std::int64_t blocks) {
-    return AttendWorkspace::bytes(call.args.selection, call.dims, {ids, kKeyTile, blocks});
+    return AttendWorkspace::bytes(call.args.selection, call.dims, sizes(call, ids, blocks));
   }
   FloatFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks)
-      : call_(call), w_(call.context, call.args.selection, call.dims, {ids, kKeyTile, blocks}) {}
+      : call_(call), w_(call.context, call.args.selection, call.dims, sizes(call, ids, blocks)) {}
   void run(const Chunk& chunk, std::int64_t kv_head) {
     call_.start(w_, chunk, kv_head, 0);
     call_.fold(w_, chunk, kv_head, 0, false);
@@ -80,6 +80,10 @@ class FloatFold {
   }
 
  private:
+  static AttendWorkspace::Sizes sizes(const AttendRows& call, std::int64_t ids, std::int64_t blocks) {
+    return {ids, kKeyTile, blocks, call.gathered_bytes(kKeyTile)};
+  }
+
   const AttendRows& call_;
   AttendWorkspace w_;
 };

@@ -53,7 +53,7 @@ void attend_few(const AttendRows& call) {
                      });
   };
   std::int64_t count = 0, most_ids = 0;
-  AttendWorkspace::Sizes sizes{0, kFewRowsKeyTile, 0};
+  AttendWorkspace::Sizes sizes{0, kFewRowsKeyTile, 0, call.gathered_bytes(kFewRowsKeyTile)};
   for_each_chunk([&](const Chunk& chunk) {
     ++count;
     most_ids = std::max(most_ids, call.ids(chunk));

@@ -16,7 +16,8 @@ std::int64_t PairFold::bytes(const AttendRows& call, std::int64_t ids, std::int6
   const std::int64_t row = padded(call.dims.dim) / 2;
   const std::int64_t words = ids * (row + call.out_row() + 2) + kPairTileKeys * row +
                              kPairTileKeys / 2 * value_panels(call) + (row + kPairKeys / 2 + kPairKeys) * kPairRows;
-  return 4 * words + visible_bytes(call.dims.value_dim) + BlockLists::bytes(call.args.selection, ids, blocks);
+  return 4 * words + call.gathered_bytes(kPairTileKeys) + visible_bytes(call.dims.value_dim) +
+         BlockLists::bytes(call.args.selection, ids, blocks);
 }
 
 PairFold::PairFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks)
@@ -33,12 +34,14 @@ PairFold::PairFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks
       out_(call.context, ids * call.out_row(), "output rows"),
       shift_(call.context, ids, "row maxima"),
       sum_(call.context, ids, "row sums"),
+      gathered_(call.context, call.gathered_bytes(kPairTileKeys), "a tile of keys and values out of pages"),
       lists_(call.context, call.args.selection, ids, blocks) {}
 
 void PairFold::run(const Chunk& chunk, std::int64_t kv_head) {
   const Dims& dims = call_.dims;
   const AttendArgs& args = call_.args;
   const Sequence sequence = call_.sequences[chunk.sequence];
+  const TokenRows place = call_.token_rows(sequence);
   for (std::int64_t h = 0; h < dims.group; ++h) {
     const Rows rows = rows_of(args.q, chunk.row_begin, kv_head * dims.group + h, chunk.rows);
     kernel_.copy_rows(pair_source(rows), q_.data() + h * chunk.rows * row_, row_);
@@ -54,12 +57,17 @@ void PairFold::run(const Chunk& chunk, std::int64_t kv_head) {
   for_each_tile(
       args.selection, sequence, chunk, dims, lists_, TileShape{kPairRows, kPairTileKeys},
       [&](std::int64_t key, std::int64_t keys) {
-        kernel_.copy_rows(pair_source(rows_of(args.k, sequence.k_begin + key, kv_head, keys)), k_.data(), row_);
-        v_is_finite_ =
-            kernel_.pack_row_pairs(pair_source(rows_of(args.v, sequence.k_begin + key, kv_head, keys)), v_.data());
+        const AttendRows::KeysAndValues tile = call_.tile_at(place, kv_head, key, keys, gathered_.data());
+        kernel_.copy_rows(pair_source(tile.k), k_.data(), row_);
+        v_is_finite_ = kernel_.pack_row_pairs(pair_source(tile.v), v_.data());
         keys_ = keys;
-        coming_.begin(sequence.k_begin + key + keys, sequence.k_begin + std::min(sequence.k_length, key + 2 * keys),
-                      kv_head);
+        const std::int64_t next = key + keys, next_end = std::min(sequence.k_length, next + keys);
+        if (next < next_end) {
+          const TokenRows::Run run = place.run(next, next_end);
+          coming_.begin(run.row, run.row + run.count, kv_head);
+        } else {
+          coming_.begin(0, 0, kv_head);
+        }
       },
       [&](const RowTile& tile) { fold_tile(tile); });
   call_.finish(chunk, kv_head, shift_.data(), sum_.data(), out_.data());

@@ -28,6 +28,7 @@ class PairFold {
   bool v_is_finite_ = true;
   Scratch<Pair> q_, k_, v_, lanes_, weights_;
   Scratch<float> scores_, out_, shift_, sum_;
+  Scratch<std::byte> gathered_;
   BlockLists lists_;
 };
 

@@ -2,13 +2,39 @@
 #include "cpu/attend_rows.h"
 
 #include <cmath>
+#include <cstring>
 
 namespace moba::cpu {
 namespace {
 
 constexpr std::int64_t kTilesAhead = 3;  // of 32 keys: 16 KiB each for two tensors of head dim 128
 
+/// Copies the tokens [key, key + keys) of one head to `memory`, one behind the other.
+Rows gather(const TokenRows& place, const ConstTensorView& tensor, std::int64_t head, std::int64_t key,
+            std::int64_t keys, std::byte* memory) {
+  const std::int64_t bytes = tensor.shape[2] * size_of(tensor.dtype);
+  std::byte* to = memory;
+  for (const std::int64_t end = key + keys; key < end;) {
+    const TokenRows::Run run = place.run(key, end);
+    const Rows from = rows_of(tensor, run.row, head, run.count);
+    for (std::int64_t i = 0; i < run.count; ++i, to += bytes) {
+      std::memcpy(to, static_cast<const std::byte*>(from.data) + i * from.stride * size_of(tensor.dtype),
+                  static_cast<std::size_t>(bytes));
+    }
+    key += run.count;
+  }
+  return {tensor.dtype, memory, tensor.shape[2], keys, tensor.shape[2]};
+}
+
 }  // namespace
+
+AttendRows::KeysAndValues AttendRows::tile_at(const TokenRows& place, std::int64_t kv_head, std::int64_t key,
+                                              std::int64_t keys, std::byte* gathered) const {
+  const TokenRows::Run run = place.run(key, key + keys);
+  if (run.count == keys) return {rows_of(args.k, run.row, kv_head, keys), rows_of(args.v, run.row, kv_head, keys)};
+  return {gather(place, args.k, kv_head, key, keys, gathered),
+          gather(place, args.v, kv_head, key, keys, gathered + keys * dims.dim * size_of(args.k.dtype))};
+}
 
 void AttendRows::start(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_head, std::int64_t first_id) const {
   // Scores are kept in units of log2, so that the softmax is made of powers of 2.
@@ -26,19 +52,20 @@ void AttendRows::fold(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_he
                       bool few) const {
   if (few && has_pairs) return fold_few_pairs(w, chunk, kv_head, first_id);
   const Sequence sequence = sequences[chunk.sequence];
+  const TokenRows place = token_rows(sequence);
   if (args.selection.kind == SelectionKind::kList) {
     w.lists.fill(context, args.selection, sequence, chunk, kv_head, dims);
   }
   for_each_tile(
       args.selection, sequence, chunk, dims, w.lists, TileShape{kRowTile, few ? kFewRowsKeyTile : kKeyTile},
       [&](std::int64_t key, std::int64_t keys) {
-        const Rows k = rows_of(args.k, sequence.k_begin + key, kv_head, keys);
+        const KeysAndValues tile = tile_at(place, kv_head, key, keys, w.gathered.data());
         if (few) {
-          kernel.load_rows(k, 1.0f, w.k.data(), padded(dims.dim));
+          kernel.load_rows(tile.k, 1.0f, w.k.data(), padded(dims.dim));
         } else {
-          kernel.pack_transposed(k, w.staging.data(), w.k.data());
+          kernel.pack_transposed(tile.k, w.staging.data(), w.k.data());
         }
-        w.v_is_finite = kernel.pack_rows(rows_of(args.v, sequence.k_begin + key, kv_head, keys), w.v.data());
+        w.v_is_finite = kernel.pack_rows(tile.v, w.v.data());
         w.keys = keys;
       },
       [&](RowTile& tile) { fold_tile(w, tile, first_id, few); });
@@ -48,6 +75,7 @@ void AttendRows::fold_few_pairs(AttendWorkspace& w, const Chunk& chunk, std::int
                                 std::int64_t first_id) const {
   const PairKernels& pairs = *pair_kernels();
   const Sequence sequence = sequences[chunk.sequence];
+  const TokenRows place = token_rows(sequence);
   const TileShape shape{kRowTile, kFewRowsKeyTile};
   const bool has_list = args.selection.kind == SelectionKind::kList;
   if (has_list) w.lists.fill(context, args.selection, sequence, chunk, kv_head, dims);
@@ -65,11 +93,16 @@ void AttendRows::fold_few_pairs(AttendWorkspace& w, const Chunk& chunk, std::int
     if (ahead > last) return;
     const std::int64_t block = ahead / size;
     const std::int64_t end = std::min({ahead + kFewRowsKeyTile, (block + 1) * size, sequence.k_length});
-    for (const ConstTensorView* tensor : {&args.k, &args.v}) {
-      for (std::int64_t key = ahead; key < end; ++key) {
-        const char* row = static_cast<const char*>(rows_of(*tensor, sequence.k_begin + key, kv_head, 1).data);
-        for (std::int64_t byte = 0; byte < 2 * tensor->shape[2]; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    for (std::int64_t key = ahead; key < end;) {
+      const TokenRows::Run run = place.run(key, end);
+      for (const ConstTensorView* tensor : {&args.k, &args.v}) {
+        const Rows rows = rows_of(*tensor, run.row, kv_head, run.count);
+        const char* row = static_cast<const char*>(rows.data);
+        for (std::int64_t i = 0; i < run.count; ++i, row += 2 * rows.stride) {
+          for (std::int64_t byte = 0; byte < 2 * rows.columns; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+        }
       }
+      key += run.count;
     }
     ahead = end < (block + 1) * size ? end : first_of_block(block + 1);
   };
@@ -81,8 +114,9 @@ void AttendRows::fold_few_pairs(AttendWorkspace& w, const Chunk& chunk, std::int
       args.selection, sequence, chunk, dims, w.lists, shape,
       [&](std::int64_t key, std::int64_t keys) {
         ask();
-        k = pair_source(rows_of(args.k, sequence.k_begin + key, kv_head, keys));
-        v = pair_source(rows_of(args.v, sequence.k_begin + key, kv_head, keys));
+        const KeysAndValues tile = tile_at(place, kv_head, key, keys, w.gathered.data());
+        k = pair_source(tile.k);
+        v = pair_source(tile.v);
       },
       [&](const RowTile& tile) {
         for (std::int64_t i = 0; i < tile.count; ++i) {

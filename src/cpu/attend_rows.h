@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/tiles.h"
+#include "token_rows.h"
 
 namespace moba::cpu {
 
@@ -13,6 +14,7 @@ inline constexpr std::int64_t kFewRowsKeyTile = 32;  // K and V of a tile stay i
 struct AttendWorkspace {
   struct Sizes {
     std::int64_t ids, key_tile, blocks;
+    std::int64_t gathered;  // bytes: AttendRows::gathered_bytes
   };
 
   AttendWorkspace(Context& context, const Selection& selection, const Dims& dims, const Sizes& sizes)
@@ -24,6 +26,7 @@ struct AttendWorkspace {
         v(context, sizes.key_tile * panels(dims.value_dim) * kPanel, "a tile of values"),
         scores(context, kRowTile * keys_in_panels(sizes), "a tile of scores"),
         staging(context, 4 * padded(dims.dim), "keys to transpose"),
+        gathered(context, sizes.gathered, "a tile of keys and values out of pages"),
         lists(context, selection, sizes.ids, sizes.blocks),
         score_row(keys_in_panels(sizes)) {}
 
@@ -31,11 +34,12 @@ struct AttendWorkspace {
     const std::int64_t floats = sizes.ids * (padded(dims.dim) + padded(dims.value_dim) + 2) +
                                 keys_in_panels(sizes) * (padded(dims.dim) + kRowTile) +
                                 sizes.key_tile * panels(dims.value_dim) * kPanel + 4 * padded(dims.dim);
-    return 4 * floats + BlockLists::bytes(selection, sizes.ids, sizes.blocks);
+    return 4 * floats + sizes.gathered + BlockLists::bytes(selection, sizes.ids, sizes.blocks);
   }
 
   Scratch<float> q, out, maximum, sum;
   Scratch<float> k, v, scores, staging;
+  Scratch<std::byte> gathered;
   BlockLists lists;
   std::int64_t score_row;
   std::int64_t keys = 0;  // of the tile at hand
@@ -54,11 +58,28 @@ class AttendRows {
         dims(call.q, call.k, call.v),
         kernel(kernels()),
         has_pairs(call.q.dtype == DType::kBFloat16 && pair_kernels() != nullptr),
-        sequences(lent, call.batch, call.q.shape[0], call.k.shape[0]) {}
+        sequences(sequences_of(lent, call.batch, call.page_table, call.q.shape[0], call.k.shape[0])) {}
 
   bool is_few(std::int64_t rows) const { return rows * dims.group <= kFewRows; }
   std::int64_t out_row() const { return padded(dims.value_dim); }
   std::int64_t ids(const Chunk& chunk) const { return dims.group * chunk.rows; }
+
+  /// Where a sequence's tokens lie.
+  TokenRows token_rows(const Sequence& sequence) const {
+    return {context, args.page_table, sequence, pages_of(args.k, args.page_table)};
+  }
+
+  struct KeysAndValues {
+    Rows k, v;
+  };
+  /// The tokens [key, key + keys) of one head: as they lie or, where pages part them, copied to `gathered`. Tiles have
+  /// the same borders in pages as in one piece, and so results have the same bits.
+  KeysAndValues tile_at(const TokenRows& place, std::int64_t kv_head, std::int64_t key, std::int64_t keys,
+                        std::byte* gathered) const;
+  /// What `tile_at` needs for that many keys.
+  std::int64_t gathered_bytes(std::int64_t keys) const {
+    return args.page_table.present() ? keys * (dims.dim + dims.value_dim) * size_of(args.k.dtype) : 0;
+  }
 
   /// Loads the query rows of a chunk as the ids first_id, first_id + 1, … of the workspace, and empties their state.
   void start(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_head, std::int64_t first_id) const;

@@ -12,6 +12,7 @@ class CpuBackend final : public Backend {
   bool supports(DType dtype) const override {
     return dtype == DType::kFloat32 || dtype == DType::kBFloat16 || dtype == DType::kFloat16;
   }
+  bool supports_pages() const override { return true; }
 
   void pool(Context& context, const PoolArgs& args) const override { cpu::pool(context, args); }
   void score(Context& context, const ScoreArgs& args) const override { cpu::score(context, args); }

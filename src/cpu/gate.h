@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/block_rows.h"
 #include "cpu/head_fold.h"
-#include "cpu/problem.h"
 
 namespace moba::cpu {
 
@@ -20,7 +20,7 @@ inline constexpr std::int64_t kGateRows =
 class Gate {
  public:
   /// `heads_of_list` query heads share a list, each with its own representatives' head, as the rule says.
-  Gate(Context& context, const ConstTensorView& q, const ConstTensorView& representatives, std::int64_t rows,
+  Gate(Context& context, const ConstTensorView& q, const BlockRows& representatives, std::int64_t rows,
        std::int64_t heads_of_list, const ChoiceRule& rule)
       : q_(q),
         representatives_(representatives),
@@ -59,7 +59,7 @@ class Gate {
         for (std::int64_t first = 0; first < rows; first += kRowTile) {
           const std::int64_t here = std::min(kRowTile, rows - first);
           const std::int64_t seen = std::min(count, past(row_begin + first + here - 1) - block);
-          if (seen > 0) each(Tile{sequence.first_block_row(block_size) + block, block, count, first, here, seen, rows});
+          if (seen > 0) each(Tile{sequence, block, count, first, here, seen, rows});
         }
       }
     };
@@ -103,12 +103,13 @@ class Gate {
   /// Rows [first, first + rows) of a run of `run_rows` beside the blocks [block, block + count), of which its last row
   /// sees the first `seen`.
   struct Tile {
-    std::int64_t block_row, block, count;
+    Sequence sequence;
+    std::int64_t block, count;
     std::int64_t first, rows, seen, run_rows;
   };
 
   void multiply(const Tile& tile, std::int64_t list, std::int64_t h, float* to, bool accumulate) {
-    pack(tile.block_row, tile.count, list * heads_of_list_ + h);
+    pack(tile.sequence, tile.block, tile.count, list * heads_of_list_ + h);
     kernels_.multiply({.m = tile.rows,
                        .n = tile.seen,
                        .k = dim_,
@@ -122,23 +123,27 @@ class Gate {
   }
 
   /// Packs representatives [first, first + count) for a query head, unless they are what is packed already.
-  void pack(std::int64_t first, std::int64_t count, std::int64_t head) {
-    const std::int64_t kv_head = head * representatives_.shape[1] / q_.shape[1];
-    if (first == packed_first_ && count == packed_count_ && kv_head == packed_head_) return;
-    kernels_.pack_transposed(rows_of(representatives_, first, kv_head, count), staging_.data(), packed_.data());
+  void pack(const Sequence& sequence, std::int64_t first, std::int64_t count, std::int64_t head) {
+    const std::int64_t kv_head = head * representatives_.heads() / q_.shape[1];
+    if (sequence.index == packed_sequence_ && first == packed_first_ && count == packed_count_ &&
+        kv_head == packed_head_) {
+      return;
+    }
+    kernels_.pack_transposed(representatives_(sequence, first, count, kv_head), staging_.data(), packed_.data());
+    packed_sequence_ = sequence.index;
     packed_first_ = first;
     packed_count_ = count;
     packed_head_ = kv_head;
   }
 
   const ConstTensorView& q_;
-  const ConstTensorView& representatives_;
+  const BlockRows& representatives_;
   std::int64_t dim_, row_, heads_of_list_;
   const Kernels& kernels_;
   Scratch<float> queries_, packed_, staging_, scores_;
   HeadFold fold_;
   Scratch<float> products_;
-  std::int64_t packed_first_ = -1, packed_count_ = -1, packed_head_ = -1;
+  std::int64_t packed_sequence_ = -1, packed_first_ = -1, packed_count_ = -1, packed_head_ = -1;
 };
 
 }  // namespace moba::cpu

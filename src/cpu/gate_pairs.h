@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/block_rows.h"
 #include "cpu/head_fold.h"
 #include "cpu/pairs.h"
-#include "cpu/problem.h"
 
 namespace moba::cpu {
 
@@ -28,7 +28,7 @@ class PairGate {
     return q.dtype == DType::kBFloat16 && representatives.dtype == DType::kBFloat16 && pair_kernels() != nullptr;
   }
 
-  PairGate(Context& context, const ConstTensorView& q, const ConstTensorView& representatives, std::int64_t rows,
+  PairGate(Context& context, const ConstTensorView& q, const BlockRows& representatives, std::int64_t rows,
            std::int64_t heads_of_list, const ChoiceRule& rule)
       : q_(q),
         representatives_(representatives),
@@ -58,7 +58,7 @@ class PairGate {
     const auto for_each_tile = [&](auto&& each) {
       const std::int64_t most = past(row_begin + rows - 1);
       for (std::int64_t loaded = 0; loaded < most; loaded += kBlocksOfATile) {
-        load_blocks(sequence.first_block_row(block_size) + loaded, std::min(kBlocksOfATile, most - loaded), list);
+        load_blocks(sequence, loaded, std::min(kBlocksOfATile, most - loaded), list);
         for (std::int64_t first = row_begin; first < row_begin + rows; first += kPairRows) {
           const std::int64_t lanes = std::min(kPairRows, row_begin + rows - first);
           const std::int64_t end = std::min(loaded + kBlocksOfATile, past(first + lanes - 1));
@@ -134,9 +134,8 @@ class PairGate {
     // to = (+=) the products of one head with the blocks [block, block + count).
     const auto multiply_row = [&](std::int64_t h, std::int64_t block, std::int64_t count, float* to, bool accumulate) {
       const std::int64_t head = list * heads_of_list_ + h;
-      const std::int64_t kv_head = head * representatives_.shape[1] / q_.shape[1];
-      const std::int64_t first = sequence.first_block_row(block_size) + block;
-      kernels_.pack_lanes(pair_source(rows_of(representatives_, first, kv_head, count)), lanes_.data());
+      const std::int64_t kv_head = head * representatives_.heads() / q_.shape[1];
+      kernels_.pack_lanes(pair_source(representatives_(sequence, block, count, kv_head)), lanes_.data());
       kernels_.copy_rows(pair_source(rows_of(q_, row, head, 1)), blocks_.data(), row_);
       kernels_.multiply({.m = 1,
                          .n = count,
@@ -172,10 +171,10 @@ class PairGate {
     }
   }
 
-  void load_blocks(std::int64_t first, std::int64_t count, std::int64_t list) {
+  void load_blocks(const Sequence& sequence, std::int64_t first, std::int64_t count, std::int64_t list) {
     for (std::int64_t h = 0; h < heads_of_list_; ++h) {
-      const std::int64_t kv_head = (list * heads_of_list_ + h) * representatives_.shape[1] / q_.shape[1];
-      kernels_.copy_rows(pair_source(rows_of(representatives_, first, kv_head, count)),
+      const std::int64_t kv_head = (list * heads_of_list_ + h) * representatives_.heads() / q_.shape[1];
+      kernels_.copy_rows(pair_source(representatives_(sequence, first, count, kv_head)),
                          blocks_.data() + h * kBlocksOfATile * row_, row_);
     }
   }
@@ -201,7 +200,7 @@ class PairGate {
   }
 
   const ConstTensorView& q_;
-  const ConstTensorView& representatives_;
+  const BlockRows& representatives_;
   std::int64_t dim_, row_, heads_of_list_;
   const PairKernels& kernels_;
   Scratch<Pair> blocks_, lanes_;

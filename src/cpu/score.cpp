@@ -8,6 +8,8 @@
 namespace moba::cpu {
 namespace {
 
+const PageTable kPacked;  // this verb knows no pages
+
 float* scores_of(const ScoreArgs& args, std::int64_t row, std::int64_t head) {
   return args.scores.as<float>() + row * args.scores.stride[0] + head * args.scores.stride[1];
 }
@@ -18,7 +20,8 @@ void write_scores(Context& context, const ScoreArgs& args, const Sequences& sequ
   const auto bytes = [&](std::int64_t most) { return AnyGate::bytes(args.q.shape[2], most, 1, {}); };
   const std::int64_t most = rows_that_fit(context, std::min(kGateRows, args.q.shape[0] + 1), 0, "score", bytes);
   context.parallel_for(heads, 1, [&](std::int64_t begin, std::int64_t end) {
-    AnyGate gate(context, args.q, args.representatives, most, 1, {});
+    const BlockRows representatives(context, args.representatives, kPacked, args.block_size, kBlockTile);
+    AnyGate gate(context, args.q, representatives, most, 1, {});
     for (std::int64_t head = begin; head < end; ++head) {
       for_each_row_run(sequences, most, [&](const Sequence& sequence, std::int64_t first, std::int64_t count) {
         gate.run(sequence, args.block_size, head, first, count,

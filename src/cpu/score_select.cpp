@@ -32,13 +32,15 @@ class HeapChooser {
  public:
   static std::int64_t bytes(const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most) {
     return AnyGate::bytes(args.q.shape[2], most, heads_of_list, args.rule) +
+           BlockRows::bytes(args.representatives, args.page_table, kBlockTile) +
            most * (free_slots(args.rule, args.selection.budget()) * static_cast<std::int64_t>(sizeof(Candidate)) +
                    static_cast<std::int64_t>(sizeof(std::int64_t)));
   }
   HeapChooser(Context& context, const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most)
       : args_(args),
         slots_(free_slots(args.rule, args.selection.budget())),
-        gate_(context, args.q, args.representatives, most, heads_of_list, args.rule),
+        representatives_(context, args.representatives, args.page_table, args.selection.block_size, kBlockTile),
+        gate_(context, args.q, representatives_, most, heads_of_list, args.rule),
         heaps_(context, most * slots_, "the best blocks of each row"),
         held_(context, most, "the best blocks of each row") {}
 
@@ -68,6 +70,7 @@ class HeapChooser {
  private:
   const SelectArgs& args_;
   std::int64_t slots_;
+  BlockRows representatives_;
   AnyGate gate_;
   Scratch<Candidate> heaps_;
   Scratch<std::int64_t> held_;
@@ -78,6 +81,7 @@ class LaneChooser {
  public:
   static std::int64_t bytes(const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most) {
     return PairGate::bytes(args.q.shape[2], most, heads_of_list, args.rule) +
+           BlockRows::bytes(args.representatives, args.page_table, kBlockTile) +
            8 * (most + kPairRows) * kept_slots(free_slots(args.rule, args.selection.budget()));
   }
   LaneChooser(Context& context, const SelectArgs& args, std::int64_t heads_of_list, std::int64_t most)
@@ -85,7 +89,8 @@ class LaneChooser {
         free_(free_slots(args.rule, args.selection.budget())),
         slots_(kept_slots(free_)),
         kernels_(*pair_kernels()),
-        gate_(context, args.q, args.representatives, most, heads_of_list, args.rule),
+        representatives_(context, args.representatives, args.page_table, args.selection.block_size, kBlockTile),
+        gate_(context, args.q, representatives_, most, heads_of_list, args.rule),
         scores_(context, (most + kPairRows) * slots_, "the best scores of each row"),
         blocks_(context, (most + kPairRows) * slots_, "the best blocks of each row") {}
 
@@ -124,6 +129,7 @@ class LaneChooser {
   const SelectArgs& args_;
   std::int64_t free_, slots_;
   const PairKernels& kernels_;
+  BlockRows representatives_;
   PairGate gate_;
   Scratch<float> scores_;
   Scratch<std::int32_t> blocks_;
@@ -150,7 +156,7 @@ void choose(Context& context, const SelectArgs& args, const Sequences& sequences
   };
   // Waking threads takes as long as this many products, as one row of a decoder needs.
   constexpr std::int64_t kWorthWaking = std::int64_t{1} << 18;
-  if (args.q.shape[0] * args.q.shape[1] * args.q.shape[2] * (args.representatives.shape[0] - 1) <= kWorthWaking) {
+  if (args.q.shape[0] * args.q.shape[1] * args.q.shape[2] * most_past_blocks(args) <= kWorthWaking) {
     work(0, count * lists);
   } else {
     context.parallel_for(count * lists, 1, work);
@@ -162,8 +168,7 @@ void choose(Context& context, const SelectArgs& args, const Sequences& sequences
 void select(Context& context, const SelectArgs& args) {
   const Selection& selection = args.selection;
   const std::int64_t rows = args.q.shape[0], budget = selection.budget();
-  const Sequences sequences(context, args.batch, rows,
-                            most_keys(args.representatives.shape[0], args.batch.sequences(), selection.block_size));
+  const Sequences sequences = sequences_of(context, args);
   for_each_keyless_run(sequences, rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
       for (std::int64_t list = 0; list < selection.selection_heads(); ++list) {

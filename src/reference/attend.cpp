@@ -5,7 +5,7 @@
 
 #include "reference/rows.h"
 #include "reference/verbs.h"
-#include "sequences.h"
+#include "token_rows.h"
 
 namespace moba::reference {
 namespace {
@@ -28,7 +28,7 @@ void attend(Context& context, const AttendArgs& args) {
   const std::int64_t rows = args.q.shape[0], heads = args.q.shape[1], dim = args.q.shape[2];
   const std::int64_t kv_heads = args.k.shape[1], value_dim = args.v.shape[2];
   require_workspace(context, Sequences::bytes(args.batch), "offsets of the sequences");
-  const Sequences sequences(context, args.batch, rows, args.k.shape[0]);
+  const Sequences sequences = sequences_of(context, args.batch, args.page_table, rows, args.k.shape[0]);
 
   dispatch("q", args.q.dtype, FloatTypes{}, [&]<class T>() {
     context.parallel_for(rows * heads, 16, [&](std::int64_t task_begin, std::int64_t task_end) {
@@ -40,10 +40,10 @@ void attend(Context& context, const AttendArgs& args) {
         OnlineSoftmax state;
         load(query, row_of<T>(args.q, row, head), dim);
 
-        const auto see_tile = [&](std::int64_t first_key, std::int64_t count) {
+        const auto see_tile = [&](const TokenRows& place, std::int64_t first_key, std::int64_t count) {
           double maximum = state.maximum;
           for (std::int64_t j = 0; j < count; ++j) {
-            scores[j] = args.softmax_scale * dot(query, row_of<T>(args.k, first_key + j, kv_head), dim);
+            scores[j] = args.softmax_scale * dot(query, row_of<T>(args.k, place.row(first_key + j), kv_head), dim);
             if (scores[j] > maximum) maximum = scores[j];
           }
           const double old_shift = state.shift();
@@ -56,15 +56,15 @@ void attend(Context& context, const AttendArgs& args) {
           for (std::int64_t j = 0; j < count; ++j) {
             const double weight = std::exp(scores[j] - state.shift());
             state.sum += weight;
-            add_scaled(state.values, weight, row_of<T>(args.v, first_key + j, kv_head), value_dim);
+            add_scaled(state.values, weight, row_of<T>(args.v, place.row(first_key + j), kv_head), value_dim);
           }
         };
         if (position >= 0) {
-          const std::int64_t first = sequences[s].k_begin;
+          const TokenRows place(context, args.page_table, sequences[s], pages_of(args.k, args.page_table));
           for_each_key_range(context, args.selection, row, position, head, heads,
                              [&](std::int64_t begin, std::int64_t end) {
                                for (; begin < end; begin += kTile) {
-                                 see_tile(first + begin, std::min(kTile, end - begin));
+                                 see_tile(place, begin, std::min(kTile, end - begin));
                                }
                              });
         }

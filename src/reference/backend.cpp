@@ -12,6 +12,7 @@ class ReferenceBackend final : public Backend {
     return dtype == DType::kFloat64 || dtype == DType::kFloat32 || dtype == DType::kBFloat16 ||
            dtype == DType::kFloat16;
   }
+  bool supports_pages() const override { return true; }
   void pool(Context& context, const PoolArgs& args) const override { reference::pool(context, args); }
   void score(Context& context, const ScoreArgs& args) const override { reference::score(context, args); }
   void select(Context& context, const SelectArgs& args) const override { reference::select(context, args); }

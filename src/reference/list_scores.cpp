@@ -14,9 +14,10 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 }  // namespace
 
 ListScores::ListScores(Context& context, const SelectArgs& args)
-    : args_(args),
-      logits_(context, args.representatives.shape[0], "products of one row"),
-      scores_(context, args.representatives.shape[0], "scores of one row") {}
+    : context_(context),
+      args_(args),
+      logits_(context, most_past_blocks(args), "products of one row"),
+      scores_(context, most_past_blocks(args), "scores of one row") {}
 
 const double* ListScores::of(const Sequence& sequence, std::int64_t row, std::int64_t list, std::int64_t past) {
   const std::int64_t group = args_.q.shape[1] / args_.selection.selection_heads();  // query heads that share a list
@@ -46,9 +47,11 @@ void ListScores::score_head(const Sequence& sequence, std::int64_t row, std::int
   double query[kMaxHeadDim];
   dispatch("q", args_.q.dtype, FloatTypes{}, [&]<class T>() { load(query, row_of<const T>(args_.q, row, head), dim); });
   dispatch("representatives", args_.representatives.dtype, FloatTypes{}, [&]<class T>() {
-    const std::int64_t first = sequence.first_block_row(args_.selection.block_size);
+    const TokenRows place(context_, args_.page_table, sequence, args_.representatives.shape[0]);
     for (std::int64_t block = 0; block < past; ++block) {
-      logits_[block] = dot(query, row_of<const T>(args_.representatives, first + block, kv_head), dim);
+      logits_[block] =
+          dot(query,
+              row_of<const T>(args_.representatives, place.block_row(block, args_.selection.block_size), kv_head), dim);
     }
   });
 }
@@ -80,8 +83,7 @@ void score_lists(Context& context, const SelectArgs& args, const TensorView& sco
   const std::int64_t budget = args.selection.budget(), block_size = args.selection.block_size;
   require_workspace(context, context.num_threads() * ListScores::bytes(args) + Sequences::bytes(args.batch),
                     "scores of one row for each thread");
-  const Sequences sequences(context, args.batch, rows,
-                            most_keys(args.representatives.shape[0], args.batch.sequences(), block_size));
+  const Sequences sequences = sequences_of(context, args);
   context.parallel_for(rows, 16, [&](std::int64_t row_begin, std::int64_t row_end) {
     ListScores scorer(context, args);
     for (std::int64_t row = row_begin; row < row_end; ++row) {

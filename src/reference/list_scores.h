@@ -4,16 +4,16 @@
 #include <cstdint>
 
 #include "moba/backend.h"
-#include "sequences.h"
+#include "token_rows.h"
 
 namespace moba::reference {
 
-/// What one thread needs to score rows of `args`, whose representatives have `representative_rows` rows.
+/// What one thread needs to score rows of `args`.
 class ListScores {
  public:
   ListScores(Context& context, const SelectArgs& args);
   static std::int64_t bytes(const SelectArgs& args) {
-    return 2 * args.representatives.shape[0] * static_cast<std::int64_t>(sizeof(double));
+    return 2 * most_past_blocks(args) * static_cast<std::int64_t>(sizeof(double));
   }
 
   /// scores[0, past) of a packed row: by the heads of list `list`, as SelectArgs::rule says. NaN and -inf mean: not to
@@ -24,6 +24,7 @@ class ListScores {
   void score_head(const Sequence& sequence, std::int64_t row, std::int64_t head, std::int64_t past);
   void add_probabilities(std::int64_t past);
 
+  Context& context_;
   const SelectArgs& args_;
   Scratch<double> logits_, scores_;
 };

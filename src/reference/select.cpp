@@ -6,6 +6,7 @@
 #include "past_blocks.h"
 #include "reference/list_scores.h"
 #include "reference/verbs.h"
+#include "token_rows.h"
 
 namespace moba::reference {
 namespace {
@@ -25,16 +26,15 @@ void select(Context& context, const SelectArgs& args) {
   const std::int64_t rows = args.q.shape[0];
   const Selection& selection = args.selection;
   const std::int64_t budget = selection.budget(), block_size = selection.block_size;
-  const std::int64_t representative_rows = args.representatives.shape[0];
-  const std::int64_t candidate_bytes = representative_rows * static_cast<std::int64_t>(sizeof(Candidate));
+  const std::int64_t most = most_past_blocks(args);
+  const std::int64_t candidate_bytes = most * static_cast<std::int64_t>(sizeof(Candidate));
   require_workspace(context,
                     context.num_threads() * (candidate_bytes + ListScores::bytes(args)) + Sequences::bytes(args.batch),
                     "scores of one row for each thread");
-  const Sequences sequences(context, args.batch, rows,
-                            most_keys(representative_rows, args.batch.sequences(), block_size));
+  const Sequences sequences = sequences_of(context, args);
 
   context.parallel_for(rows, 16, [&](std::int64_t row_begin, std::int64_t row_end) {
-    Scratch<Candidate> candidates(context, representative_rows, "candidates of one row");
+    Scratch<Candidate> candidates(context, most, "candidates of one row");
     ListScores scorer(context, args);
     for (std::int64_t row = row_begin; row < row_end; ++row) {
       const std::int64_t s = sequences.of_row(row);

@@ -13,17 +13,16 @@
 namespace moba::app {
 namespace {
 
-/// Greatest difference that rounding explains, relative to the greatest value.
-double tolerance_of(const std::string& dtype) {
-  if (dtype == "fp32") return 1e-4;
-  return dtype == "fp16" ? 5e-3 : 3e-2;
-}
-
 torch::Tensor packed_to_dense(const torch::Tensor& packed) {
   return packed.transpose(0, 1).unsqueeze(0).contiguous();
 }
 
 }  // namespace
+
+double tolerance_of(const std::string& dtype) {
+  if (dtype == "fp32") return 1e-4;
+  return dtype == "fp16" ? 5e-3 : 3e-2;
+}
 
 torch::Dtype dtype_of(const std::string& name) {
   if (name == "fp32") return torch::kFloat32;

@@ -32,6 +32,9 @@ struct AttendCase {
 
 torch::Dtype dtype_of(const std::string& name);
 
+/// Greatest difference from the reference that rounding explains, relative to the greatest value.
+double tolerance_of(const std::string& dtype);
+
 /// Tensors of a case, drawn from a normal distribution with a fixed seed. Decode goes round several queries and caches,
 /// for both ways: what one step reads, no other step may have left in the processor's caches.
 class AttendProblem {

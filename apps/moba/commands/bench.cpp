@@ -331,6 +331,7 @@ void add_bench(CLI::App& program, Action& action) {
   CLI::App* command = program.add_subcommand("bench", "Speed against torch's dense attention");
   command->require_subcommand(1);
   add_attend(*command, action);
+  add_bench_decode(*command, action);
 }
 
 }  // namespace moba::app
