@@ -6,7 +6,7 @@ DEMO_OUT ?= $(BUILD)/demo
 # Long real text that every Debian and Ubuntu has; TEXT="a.txt b.txt" names your own.
 TEXT ?= $(wildcard /usr/share/common-licenses/*[0-9])
 
-.PHONY: help deps build python demo test test-core test-python test-aarch64 check format bundle bench clean fuzz fuzz-readers sanitize check-clang tidy
+.PHONY: help deps build cuda python demo test test-core test-python test-aarch64 check format bundle bench clean fuzz fuzz-readers sanitize check-clang tidy
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,6 +19,11 @@ build: deps  ## build/moba, the program, and build/libmoba_torch.so
 	@rm -f $(BUILD).configure.log
 	@cmake --build $(BUILD) -j $(JOBS)
 
+cuda: build  ## build/libmoba_cuda.so, the kernels for Hopper GPUs; compiles on a machine without one
+	@scripts/install_cuda.sh
+	@cmake -S . -B $(BUILD) -G Ninja -DMOBA_CUDA=ON > /dev/null
+	@cmake --build $(BUILD) -j $(JOBS) --target moba_cuda
+
 python: build  ## .venv/bin/python that imports torch and libmoba
 	@scripts/install_python.sh
 
@@ -29,6 +34,7 @@ test: test-core test-python  ## every test that this machine can run
 
 test-core:
 	@scripts/install_deps.sh test
+	@[ "$$(uname -m)" != x86_64 ] || scripts/install_cuda.sh
 	@cmake -S . -B $(BUILD) -G Ninja -DMOBA_TESTS=ON > /dev/null
 	@cmake --build $(BUILD) -j $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) --timeout 900

@@ -10,7 +10,12 @@ rm -rf "$out"
 mkdir -p "$out/bin" "$out/lib" "$out/tests"
 cp "$build/moba" "$out/bin/moba"
 cp "$build/libmoba_torch.so" "$out/lib/"
-strip --strip-debug "$out/bin/moba" "$out/lib/libmoba_torch.so"
+if [ -e "$build/libmoba_cuda.so" ]; then
+  cp "$build/libmoba_cuda.so" "$out/lib/"
+else
+  echo "make_bundle: $build/libmoba_cuda.so is not there (make cuda): the bundle has no native kernels" >&2
+fi
+strip --strip-debug "$out/bin/moba" "$out"/lib/libmoba_*.so
 cp -r python configs bench "$out/"
 cp -r tests/python tests/cases "$out/tests/"
 find "$out" -name __pycache__ -prune -exec rm -rf {} +

@@ -24,7 +24,7 @@ ln -sfn /usr/include/hwy "$build/include/hwy"  # not -I/usr/include, which holds
 compile() {  # source object
   [ "$2" -nt "$1" ] && [ -z "$(find "$root/src" "$root/include" "$root/tests" -name '*.h' -newer "$2")" ] && return
   echo "test_aarch64: compiling ${1#"$root"/}"
-  "$compiler" -std=c++20 -O2 -DNDEBUG -pthread -I"$root/include" -I"$root/src" -I"$root/tests" \
+  "$compiler" -std=c++20 -O2 -DNDEBUG -pthread "-DMOBA_CASES_JSON=\"$root/tests/cases/cases.json\"" -I"$root/include" -I"$root/src" -I"$root/tests" \
     -isystem "$build/include" -isystem "$googletest/include" -isystem "$googletest" -c "$1" -o "$2"
 }
 

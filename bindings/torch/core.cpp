@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <atomic>
 
+#include "cuda_device.h"
 #include "moba/error.h"
+#include "native.h"
 
 namespace moba::torch_ops {
 namespace {
@@ -27,6 +29,15 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
+// Whether every row starts on 16 bytes, as copies of the GPU want it.
+bool has_aligned_rows(const at::Tensor& tensor) {
+  constexpr std::int64_t kBytes = 16;
+  for (std::int64_t axis = 0; axis + 1 < tensor.dim(); ++axis) {
+    if (tensor.stride(axis) * tensor.element_size() % kBytes != 0) return false;
+  }
+  return reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % kBytes == 0;
+}
+
 }  // namespace
 
 TensorView view_of(const at::Tensor& tensor) {
@@ -34,6 +45,7 @@ TensorView view_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return view;
   view.data = const_cast<void*>(tensor.const_data_ptr());
   view.dtype = dtype_of(tensor);
+  if (tensor.is_cuda()) view.device = {DeviceKind::kCuda, tensor.device().index()};
   view.rank = static_cast<int>(tensor.dim());
   for (std::int64_t axis = 0; axis < tensor.dim(); ++axis) {
     view.shape[static_cast<std::size_t>(axis)] = tensor.size(axis);
@@ -43,7 +55,8 @@ TensorView view_of(const at::Tensor& tensor) {
 }
 
 at::Tensor last_axis_contiguous(const at::Tensor& tensor) {
-  return tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
+  if (tensor.stride(-1) != 1) return tensor.contiguous();
+  return tensor.is_cpu() || has_aligned_rows(tensor) ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
 }
 
 PackedBatch view_of(const SequenceBatch& batch) {
@@ -82,8 +95,32 @@ void TorchContext::release(void* pointer) noexcept {
   c10::GetCPUAllocator()->raw_deallocate(pointer);
 }
 
+CudaContext::CudaContext(int device) : stream_(current_stream(device)) {}
+
+void* CudaContext::allocate(std::size_t bytes) {
+  try {
+    return c10::GetAllocator(c10::kCUDA)->raw_allocate(std::max<std::size_t>(bytes, 1));
+  } catch (const c10::Error&) {
+    return nullptr;  // the core reports it as kWorkspace
+  }
+}
+
+void CudaContext::release(void* pointer) noexcept {
+  c10::GetAllocator(c10::kCUDA)->raw_deallocate(pointer);
+}
+
 const Backend& cpu_backend_for(const at::Tensor& q) {
   return q.scalar_type() == at::kDouble ? reference_backend() : cpu_backend();
+}
+
+Engine::Engine(const at::Tensor& q) {
+  if (q.is_cuda()) {
+    context_ = std::make_unique<CudaContext>(q.device().index());
+    backend_ = native_backend();
+  } else {
+    context_ = std::make_unique<TorchContext>();
+    backend_ = &cpu_backend_for(q);
+  }
 }
 
 }  // namespace moba::torch_ops

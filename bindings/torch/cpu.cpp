@@ -1,8 +1,9 @@
-// The operators on CPU tensors: the core's backends.
+// The operators through the core: its backends on the CPU, and its native kernels on CUDA.
 #include <torch/library.h>
 
 #include "arguments.h"
 #include "core.h"
+#include "implementations.h"
 #include "moba/pipeline.h"
 
 namespace moba::torch_ops {
@@ -18,11 +19,13 @@ Selection core_selection(const portable::TensorSelection& selection) {
   return core;
 }
 
-at::Tensor select_cpu(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tensor& cu_q, const at::Tensor& cu_k,
-                      std::int64_t max_q, std::int64_t max_k, std::int64_t block_size, std::int64_t top_k,
-                      const OptionalTensor& representatives, bool force_previous, std::int64_t sink_blocks,
-                      std::string_view share, std::string_view share_score, std::string_view representative_dtype,
-                      double softmax_scale) {
+}  // namespace
+
+at::Tensor select_core(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tensor& cu_q, const at::Tensor& cu_k,
+                       std::int64_t max_q, std::int64_t max_k, std::int64_t block_size, std::int64_t top_k,
+                       const OptionalTensor& representatives, bool force_previous, std::int64_t sink_blocks,
+                       std::string_view share, std::string_view share_score, std::string_view representative_dtype,
+                       double softmax_scale) {
   return as_operator([&] {
     const SequenceBatch batch{cu_q, cu_k, max_q, max_k};
     check_queries_and_keys(q_in, k_in);
@@ -37,18 +40,18 @@ at::Tensor select_cpu(const at::Tensor& q_in, const at::Tensor& k_in, const at::
     selection.kind = SelectionKind::kList;
     selection.block_size = block_size;
     selection.blocks = view_of(blocks);
-    TorchContext context;
-    moba::select(context, cpu_backend_for(q), options, view_of(q), view_of(k), view_of(means), view_of(batch),
+    Engine engine(q);
+    moba::select(engine.context(), engine.backend(), options, view_of(q), view_of(k), view_of(means), view_of(batch),
                  selection);
     return blocks;
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> attend_cpu(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tensor& v_in,
-                                              const at::Tensor& cu_q, const at::Tensor& cu_k, std::int64_t max_q,
-                                              std::int64_t max_k, std::string_view kind, std::int64_t block_size,
-                                              std::int64_t window, std::int64_t sink, const OptionalTensor& blocks,
-                                              double softmax_scale) {
+std::tuple<at::Tensor, at::Tensor> attend_core(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tensor& v_in,
+                                               const at::Tensor& cu_q, const at::Tensor& cu_k, std::int64_t max_q,
+                                               std::int64_t max_k, std::string_view kind, std::int64_t block_size,
+                                               std::int64_t window, std::int64_t sink, const OptionalTensor& blocks,
+                                               double softmax_scale) {
   return as_operator([&] {
     const SequenceBatch batch{cu_q, cu_k, max_q, max_k};
     check_queries_and_keys(q_in, k_in);
@@ -59,15 +62,15 @@ std::tuple<at::Tensor, at::Tensor> attend_cpu(const at::Tensor& q_in, const at::
     const at::Tensor q = last_axis_contiguous(q_in), k = last_axis_contiguous(k_in), v = last_axis_contiguous(v_in);
     at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
     at::Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(accumulator_type(q)));
-    TorchContext context;
-    moba::attend(context, cpu_backend_for(q),
+    Engine engine(q);
+    moba::attend(engine.context(), engine.backend(),
                  {view_of(q), view_of(k), view_of(v), view_of(batch), core_selection(selection), softmax_scale,
                   Partial{view_of(out), view_of(lse)}});
     return std::tuple(out, lse);
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward_cpu(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward_core(
     const at::Tensor& dout_in, const OptionalTensor& dlse_in, const at::Tensor& q_in, const at::Tensor& k_in,
     const at::Tensor& v_in, const at::Tensor& out_in, const at::Tensor& lse_in, const at::Tensor& cu_q,
     const at::Tensor& cu_k, std::int64_t max_q, std::int64_t max_k, std::string_view kind, std::int64_t block_size,
@@ -85,7 +88,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward_cpu(
     const at::Tensor dlse = dlse_in.has_value() && dlse_in->defined() ? dlse_in->contiguous() : at::Tensor();
     at::Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
     at::Tensor dv = at::empty(v.sizes(), v.options());
-    TorchContext context;
     AttendBackwardArgs args;
     args.q = view_of(q);
     args.k = view_of(k);
@@ -100,17 +102,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward_cpu(
     args.dq = view_of(dq);
     args.dk = view_of(dk);
     args.dv = view_of(dv);
-    moba::attend_backward(context, cpu_backend_for(q), args);
+    Engine engine(q);
+    moba::attend_backward(engine.context(), engine.backend(), args);
     return std::tuple(dq, dk, dv);
   });
 }
 
-}  // namespace
-
 TORCH_LIBRARY_IMPL(moba, CPU, library) {
-  library.impl("select", select_cpu);
-  library.impl("attend", attend_cpu);
-  library.impl("attend_backward", attend_backward_cpu);
+  library.impl("select", select_core);
+  library.impl("attend", attend_core);
+  library.impl("attend_backward", attend_backward_core);
 }
 
 }  // namespace moba::torch_ops

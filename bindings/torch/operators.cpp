@@ -64,19 +64,20 @@ c10::TypedOperatorHandle<Signature> find(const char* name) {
 
 }  // namespace
 
-const c10::TypedOperatorHandle<SelectSignature>& select_operator() {
-  static const auto handle = find<SelectSignature>("moba::select");
-  return handle;
+const c10::TypedOperatorHandle<SelectSignature>& select_operator(Variant variant) {
+  static const auto device = find<SelectSignature>("moba::select");
+  static const auto portable = find<SelectSignature>("moba::portable_select");
+  return variant == Variant::kDevice ? device : portable;
 }
 
 at::Tensor call_select(const at::Tensor& q, const at::Tensor& k, const SequenceBatch& batch,
-                       const AttentionOptions& options) {
+                       const AttentionOptions& options, Variant variant) {
   const std::int64_t past = std::max<std::int64_t>(batch.max_seqlen_k - 1, 0) / options.block_size;
-  return select_operator().call(q, k, batch.cu_seqlens_q, batch.cu_seqlens_k, batch.max_seqlen_q, batch.max_seqlen_k,
-                                options.block_size, std::min(options.top_k, past + 1), std::nullopt,
-                                options.force_previous, options.sink_blocks, name_of(options.share),
-                                name_of(options.share_score), name_of(options.representative_dtype),
-                                options.softmax_scale);
+  return select_operator(variant).call(q, k, batch.cu_seqlens_q, batch.cu_seqlens_k, batch.max_seqlen_q,
+                                       batch.max_seqlen_k, options.block_size, std::min(options.top_k, past + 1),
+                                       std::nullopt, options.force_previous, options.sink_blocks,
+                                       name_of(options.share), name_of(options.share_score),
+                                       name_of(options.representative_dtype), options.softmax_scale);
 }
 
 const c10::TypedOperatorHandle<AttendSignature>& attend_operator(Variant variant) {

@@ -1,10 +1,11 @@
-// The operators on CUDA tensors, and `portable_…` on any: the portable backend.
+// `portable_…`: the portable backend on any device, and on CUDA what has no native kernel.
 #include "portable/portable.h"
 
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
 #include "arguments.h"
+#include "implementations.h"
 #include "portable/decode.h"
 
 namespace moba::torch_ops {
@@ -17,6 +18,8 @@ void check_portable(const at::Tensor& q) {
                 "float16. Convert it, or call the operators on the CPU.");
   }
 }
+
+}  // namespace
 
 at::Tensor select_portable(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_q, const at::Tensor& cu_k,
                            std::int64_t max_q, std::int64_t max_k, std::int64_t block_size, std::int64_t top_k,
@@ -73,6 +76,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward_portable(
   });
 }
 
+namespace {
+
 std::tuple<at::Tensor, at::Tensor> decode_portable(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                    const at::Tensor& representatives, std::int64_t block_size,
                                                    std::int64_t top_k, double softmax_scale) {
@@ -103,12 +108,6 @@ TORCH_LIBRARY_FRAGMENT(moba, library) {
   library.def(
       "portable_decode(Tensor q, Tensor k, Tensor v, Tensor representatives, int block_size, int top_k, "
       "float softmax_scale) -> (Tensor out, Tensor lse)");
-}
-
-TORCH_LIBRARY_IMPL(moba, CUDA, library) {
-  library.impl("select", select_portable);
-  library.impl("attend", attend_portable);
-  library.impl("attend_backward", attend_backward_portable);
 }
 
 TORCH_LIBRARY_IMPL(moba, CompositeExplicitAutograd, library) {

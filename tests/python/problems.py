@@ -155,11 +155,13 @@ def gradients(run: Callable[..., tuple[Tensor, Tensor]], p: Problem, dtype: torc
     return {name: value.detach().to("cpu", torch.float64) for name, value in results.items()}
 
 
-def dense(p: Problem, mask: Tensor, dtype: torch.dtype, device: str) -> Results:
+def dense(p: Problem, mask: Tensor, dtype: torch.dtype, device: str, rounds_heads: bool = False) -> Results:
     """Attention as one masked softmax, written out, backward too; in float64 it is the exact result.
 
     For other dtypes it rounds what a fused kernel rounds, and no more: probabilities and their gradients before a
     matrix product, and the results; sums are float32, and delta = sum(dout * out) uses the rounded out.
+    `rounds_heads`: dk and dv of each query head are results of their own before a group's are summed, as in torch's
+    FlashAttention for grouped heads.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     group = p.case["heads"] // p.case["kv_heads"]
@@ -183,6 +185,7 @@ def dense(p: Problem, mask: Tensor, dtype: torch.dtype, device: str) -> Results:
     ds = rounded(probability * (dout @ v.transpose(1, 2) - delta + dlse[..., None]))
 
     def of_key_heads(gradient: Tensor) -> Tensor:
+        gradient = rounded(gradient) if rounds_heads else gradient
         return gradient.unflatten(0, (p.case["kv_heads"], group)).sum(1)
 
     results = {

@@ -6,6 +6,7 @@
 
 #include "bench/ceiling.h"
 #include "bench/reference_rows.h"
+#include "bindings/torch/operators.h"
 #include "lm/util/device.h"
 #include "moba/error.h"
 
@@ -71,7 +72,7 @@ AttendProblem::AttendProblem(const AttendCase& wanted, torch::Device device) : c
     constexpr std::int64_t kQueries = 64;
     queries_ = draw(kQueries, case_.heads);
   }
-  if (case_.pass == "fwdbwd") {
+  if (case_.has_gradients()) {
     dout_ = draw(rows, case_.heads);
     dense_dout_ = packed_to_dense(dout_);
     for (torch::Tensor* tensor : {&q_, &k_, &v_, &dense_q_, &dense_k_, &dense_v_}) tensor->requires_grad_(true);
@@ -92,13 +93,45 @@ torch::Tensor AttendProblem::dense() const {
                                           std::nullopt, /*enable_gqa=*/case_.heads != case_.kv_heads);
 }
 
+template <class Forward>
+void AttendProblem::differentiate(torch::Tensor& kept, const Forward& forward, const std::vector<torch::Tensor>& inputs,
+                                  const torch::Tensor& dout) const {
+  const bool keeps = case_.pass == "bwd";
+  if (!keeps || !kept.defined()) kept = forward();
+  torch::autograd::grad({kept}, inputs, {dout}, /*retain_graph=*/keeps);
+}
+
+torch::Tensor AttendProblem::portable() const {
+  using torch_ops::Variant;
+  torch::Tensor blocks;
+  {
+    const torch::NoGradGuard no_gradient_through_the_choice;
+    blocks = torch_ops::call_select(q_, k_, batch_, case_.options(), Variant::kPortable);
+  }
+  return std::get<0>(torch_ops::attend_operator(Variant::kPortable)
+                         .call(q_, k_, v_, batch_.cu_seqlens_q, batch_.cu_seqlens_k, case_.n, case_.n, "list",
+                               case_.block_size, 0, 0, blocks, 0.0));
+}
+
+void AttendProblem::run_portable() const {
+  if (case_.has_gradients()) {
+    differentiate(
+        portable_out_, [&] { return portable(); }, {q_, k_, v_}, dout_);
+  } else {
+    const torch::NoGradGuard no_gradients;
+    portable();
+  }
+  lm::synchronize(device_);
+}
+
 void AttendProblem::run_moba() const {
   if (!caches_.empty()) {
     const std::size_t turn = moba_turn_++;
     const torch::NoGradGuard no_gradients;
     caches_[turn % caches_.size()].cache.attend(query(turn), case_.options());
-  } else if (case_.pass == "fwdbwd") {
-    torch::autograd::grad({std::get<0>(moba())}, {q_, k_, v_}, {dout_});
+  } else if (case_.has_gradients()) {
+    differentiate(
+        moba_out_, [&] { return std::get<0>(moba()); }, {q_, k_, v_}, dout_);
   } else {
     const torch::NoGradGuard no_gradients;
     moba();
@@ -114,8 +147,9 @@ void AttendProblem::run_dense() const {
     at::scaled_dot_product_attention(packed_to_dense(query(turn)), cache.dense_k, cache.dense_v, std::nullopt, 0.0,
                                      /*is_causal=*/false, std::nullopt,
                                      /*enable_gqa=*/case_.heads != case_.kv_heads);
-  } else if (case_.pass == "fwdbwd") {
-    torch::autograd::grad({dense()}, {dense_q_, dense_k_, dense_v_}, {dense_dout_});
+  } else if (case_.has_gradients()) {
+    differentiate(
+        dense_out_, [&] { return dense(); }, {dense_q_, dense_k_, dense_v_}, dense_dout_);
   } else {
     const torch::NoGradGuard no_gradients;
     dense();
@@ -130,7 +164,7 @@ double AttendProblem::verify() const {
     const auto [out, lse] = moba();
     error = verify_forward(out, lse);
   }
-  if (case_.pass == "fwdbwd") error = std::max(error, verify_backward());
+  if (case_.has_gradients()) error = std::max(error, verify_backward());
   const double tolerance = tolerance_of(case_.dtype);
   // Written so that NaN fails.
   if (!(error <= tolerance)) {

@@ -14,7 +14,7 @@
 namespace moba::app {
 
 struct AttendCase {
-  std::string pass;  // "fwd", "fwdbwd", "decode"
+  std::string pass;  // "fwd", "bwd", "fwdbwd", "decode"
   std::int64_t n = 0;
   std::int64_t heads = 8;
   std::int64_t kv_heads = 8;
@@ -27,6 +27,7 @@ struct AttendCase {
 
   AttentionOptions options() const;
   std::string text() const;
+  bool has_gradients() const { return pass == "bwd" || pass == "fwdbwd"; }
 };
 
 torch::Dtype dtype_of(const std::string& name);
@@ -37,20 +38,27 @@ class AttendProblem {
  public:
   AttendProblem(const AttendCase& wanted, torch::Device device);
 
-  /// MoBA: out [rows, H, D], lse [H, rows]; one row for decode. Gradients can flow for "fwdbwd".
+  /// MoBA: out [rows, H, D], lse [H, rows]; one row for decode. Gradients can flow for "bwd" and "fwdbwd".
   std::tuple<torch::Tensor, torch::Tensor> moba() const;
   /// torch's dense attention, every key up to the row's own: out [1, H, rows, D]. Not for decode.
   torch::Tensor dense() const;
   /// The pass that is timed, and a wait for the device.
   void run_moba() const;
   void run_dense() const;
+  /// The same by the portable backend. Not for decode, nor for the kind "full".
+  void run_portable() const;
 
   /// Throws moba::Error (kMismatch) where sampled rows and heads differ from the reference by more than the dtype
   /// allows; returns the greatest error, relative to the greatest value.
   double verify() const;
 
  private:
+  torch::Tensor portable() const;               // out [n, H, D]
   torch::Tensor query(std::size_t turn) const;  // [1, H, D]
+  /// The gradients of `forward`, which "bwd" runs once and keeps.
+  template <class Forward>
+  void differentiate(torch::Tensor& kept, const Forward& forward, const std::vector<torch::Tensor>& inputs,
+                     const torch::Tensor& dout) const;
   double verify_forward(const torch::Tensor& out, const torch::Tensor& lse) const;
   double verify_backward() const;
 
@@ -59,6 +67,7 @@ class AttendProblem {
   torch::Tensor q_, k_, v_;                    // [n or 1, H, D], [n, HK, D], [n, HK, D]
   torch::Tensor dense_q_, dense_k_, dense_v_;  // [1, H, rows, D], [1, HK, n, D], contiguous
   torch::Tensor dout_, dense_dout_;
+  mutable torch::Tensor moba_out_, dense_out_, portable_out_;  // of "bwd": made once, their gradients taken many times
   torch_ops::SequenceBatch batch_;
 
   struct DecodeCache {

@@ -10,6 +10,7 @@
 #include <torch/torch.h>
 
 #include "bench/attend_problem.h"
+#include "lm/util/device.h"
 
 namespace moba::app {
 namespace {
@@ -25,6 +26,25 @@ double best_seconds(int repeats, const Work& work) {
   return best;
 }
 
+Ceiling measure_gpu_ceiling(const char* dtype, torch::Device device) {
+  constexpr std::int64_t kSide = 8192, kBytes = std::int64_t{1} << 30;
+  constexpr int kCalls = 10;  // of one timing, so that their launches cost nothing
+  const torch::Tensor a = torch::randn({kSide, kSide}, device).to(dtype_of(dtype)), b = torch::randn_like(a);
+  torch::Tensor product = torch::empty_like(a);
+  const torch::Tensor from = torch::ones({kBytes}, torch::TensorOptions(torch::kUInt8).device(device));
+  torch::Tensor to = torch::zeros_like(from);
+  const auto rate = [&](double work, const auto& call) {
+    call();
+    lm::synchronize(device);
+    return work * kCalls / best_seconds(5, [&] {
+             for (int i = 0; i < kCalls; ++i) call();
+             lm::synchronize(device);
+           });
+  };
+  return {rate(2e-9 * kSide * kSide * kSide, [&] { torch::matmul_out(product, a, b); }),
+          rate(2e-9 * kBytes, [&] { to.copy_(from); })};
+}
+
 }  // namespace
 
 long long last_level_cache() {
@@ -34,8 +54,9 @@ long long last_level_cache() {
   return 32LL << 20;
 }
 
-Ceiling measure_ceiling(const char* dtype) {
+Ceiling measure_ceiling(const char* dtype, torch::Device device) {
   const torch::NoGradGuard no_gradients;
+  if (device.is_cuda()) return measure_gpu_ceiling(dtype, device);
   constexpr std::int64_t kSide = 2048;
   const torch::Tensor a = torch::randn({kSide, kSide}).to(dtype_of(dtype)), b = torch::randn_like(a);
   Ceiling ceiling;

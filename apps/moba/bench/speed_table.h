@@ -1,5 +1,4 @@
-// The cases that this project holds itself to on a CPU, each with the ratio to torch's dense attention that it asks
-// for.
+// The cases that this project holds itself to, each with the ratio to torch's dense attention that it asks for.
 #pragma once
 
 #include <string>
@@ -17,6 +16,8 @@ struct SpeedGoal {
 };
 
 std::vector<SpeedGoal> speed_goals();
+/// The same for the native kernels of a Hopper GPU, against cuDNN.
+std::vector<SpeedGoal> cuda_speed_goals();
 
 /// One row of the picture: what was asked for and what was measured.
 struct SpeedBar {

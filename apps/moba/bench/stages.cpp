@@ -7,11 +7,13 @@
 
 #include "bench/timing.h"
 #include "bindings/torch/core.h"
+#include "bindings/torch/native.h"
+#include "lm/util/device.h"
+#include "moba/error.h"
 #include "moba/pipeline.h"
 
 namespace moba::app {
 
-using torch_ops::TorchContext;
 using torch_ops::view_of;
 
 namespace {
@@ -42,27 +44,43 @@ double gbyte(std::initializer_list<torch::Tensor> tensors) {
   return 1e-9 * bytes;
 }
 
+void check_stages(const AttendCase& problem, torch::Device device) {
+  if (!device.is_cuda()) return;
+  std::optional<std::string> reason = torch_ops::native_device_problem(device.index());
+  if (!reason && problem.kind != "moba") reason = "kind '" + problem.kind + "' is torch's own kernel on CUDA";
+  if (!reason) {
+    reason = torch_ops::native_limit(
+        {dtype_of(problem.dtype), problem.head_dim, problem.head_dim, problem.block_size, problem.top_k - 1});
+  }
+  if (reason) {
+    throw Error(ErrorCode::kUnsupported,
+                "--stages times the native kernels, and they are not for this: " + *reason + ". Leave --stages out.");
+  }
+}
+
 }  // namespace
 
-std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
+std::vector<Stage> measure_stages(const AttendCase& problem, torch::Device device, int repeats) {
   const torch::NoGradGuard no_gradients;
+  check_stages(problem, device);
   torch::manual_seed(20250218);
   constexpr std::int64_t kQueries = 64;  // of decode, taken in turns
   const bool decode = problem.pass == "decode";
   const std::int64_t rows = decode ? 1 : problem.n, calls = decode ? 10 * repeats : repeats;
   const auto draw = [&](std::int64_t count, std::int64_t heads) {
-    return torch::randn({count, heads, problem.head_dim}, torch::kFloat32).to(dtype_of(problem.dtype));
+    return torch::randn({count, heads, problem.head_dim}, torch::kFloat32).to(device, dtype_of(problem.dtype));
   };
   const torch::Tensor queries = draw(decode ? kQueries : rows, problem.heads);
   const torch::Tensor k = draw(problem.n, problem.kv_heads), v = draw(problem.n, problem.kv_heads);
   const auto query = [&](std::int64_t turn) { return decode ? queries.narrow(0, turn % kQueries, 1) : queries; };
-  const torch::Tensor out = torch::empty_like(query(0)), lse = torch::empty({problem.heads, rows});
-  const torch::Tensor offsets_q = torch::tensor({std::int64_t{0}, rows}, torch::kInt64);
-  const torch::Tensor offsets_k = torch::tensor({std::int64_t{0}, problem.n}, torch::kInt64);
+  const torch::Tensor out = torch::empty_like(query(0)), lse = torch::empty({problem.heads, rows}, device);
+  const torch::Tensor offsets_q = torch::tensor({std::int64_t{0}, rows}, torch::kInt64).to(device);
+  const torch::Tensor offsets_k = torch::tensor({std::int64_t{0}, problem.n}, torch::kInt64).to(device);
   const PackedBatch batch{view_of(offsets_q), view_of(offsets_k), rows, problem.n};
 
-  TorchContext context;
-  const Backend& backend = cpu_backend();
+  torch_ops::Engine engine(k);
+  Context& context = engine.context();
+  const Backend& backend = engine.backend();
   const AttentionOptions options = problem.options();
   Selection selection = plan_selection(options, rows, problem.heads, problem.kv_heads, problem.n);
   const Pairs pairs = count_pairs(problem, rows);
@@ -74,10 +92,12 @@ std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
         torch::empty({block_rows(problem.n, 1, problem.block_size), problem.kv_heads, problem.head_dim},
                      options.representative_dtype == RepresentativeDType::kFloat32 ? k.options().dtype(torch::kFloat32)
                                                                                    : k.options());
-    blocks = torch::empty({rows, selection.selection_heads(), selection.budget()}, torch::kInt32);
+    blocks = torch::empty({rows, selection.selection_heads(), selection.budget()},
+                          torch::TensorOptions(torch::kInt32).device(device));
     selection.blocks = view_of(blocks);
     const auto pooled = [&](std::int64_t) {
       pool(context, backend, {view_of(k), batch, problem.block_size, view_of(representatives)});
+      lm::synchronize(device);
     };
     pooled(0);
     // A cache keeps its representatives; one shot pools them anew.
@@ -87,6 +107,7 @@ std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
     const auto choose = [&](std::int64_t turn) {
       const torch::Tensor q = query(turn);
       select(context, backend, options, view_of(q), view_of(k), view_of(representatives), batch, selection);
+      lm::synchronize(device);
     };
     choose(0);
     stages.push_back({"select", milliseconds(static_cast<int>(calls), choose), 2e-9 * pairs.blocks * heads * dim,
@@ -96,6 +117,7 @@ std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
     const torch::Tensor q = query(turn);
     attend(context, backend,
            {view_of(q), view_of(k), view_of(v), batch, selection, options.softmax_scale, {view_of(out), view_of(lse)}});
+    lm::synchronize(device);
   };
   attended(0);
   // Decode reads the keys of every key/value head that one of its query heads sees: at least those of one of them.
@@ -114,9 +136,13 @@ std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
   } else {
     attend_ms = milliseconds(repeats, attended);
   }
-  stages.push_back({"attend", attend_ms, 4e-9 * pairs.keys * heads * dim, decode ? seen : gbyte({queries, k, v, out})});
+  // Written once and read once, beside the gathered query.
+  const double partials =
+      device.is_cuda() && blocks.defined() ? 3e-9 * static_cast<double>(blocks.numel() * k.element_size()) * dim : 0;
+  stages.push_back(
+      {"attend", attend_ms, 4e-9 * pairs.keys * heads * dim, decode ? seen : gbyte({queries, k, v, out}) + partials});
 
-  if (problem.pass == "fwdbwd") {
+  if (problem.has_gradients()) {
     const torch::Tensor dout = draw(rows, problem.heads);
     const torch::Tensor dq = torch::empty_like(queries), dk = torch::empty_like(k), dv = torch::empty_like(v);
     const auto backward = [&](std::int64_t) {
@@ -134,9 +160,10 @@ std::vector<Stage> measure_stages(const AttendCase& problem, int repeats) {
                        view_of(dq),
                        view_of(dk),
                        view_of(dv)});
+      lm::synchronize(device);
     };
     stages.push_back({"attend_backward", milliseconds(repeats, backward), 10e-9 * pairs.keys * heads * dim,
-                      gbyte({queries, k, v, out, dout, dq, dk, dv})});
+                      gbyte({queries, k, v, out, dout, dq, dk, dv}) + partials * 4 / 3});
   }
   return stages;
 }
@@ -148,9 +175,9 @@ std::string stage_table(const std::vector<Stage>& stages, const Ceiling& ceiling
   for (const Stage& stage : stages) {
     table += fmt::format(
         "    {:<16} {:>10.3f} ms {:>4.0f}%  {:>8.1f} GFLOP/s {:>4.0f}% of the matrix rate  {:>6.1f} GB/s "
-        "{:>4.0f}% of the read rate\n",
+        "{:>4.0f}% of the read rate  {:>5.1f}x its floor\n",
         stage.verb, stage.ms, 100 * stage.ms / total, stage.gflops(), 100 * stage.gflops() / ceiling.gemm_gflops,
-        stage.gbs(), 100 * stage.gbs() / ceiling.read_gbs);
+        stage.gbs(), 100 * stage.gbs() / ceiling.read_gbs, stage.over_floor(ceiling));
   }
   return table;
 }
@@ -163,7 +190,8 @@ nlohmann::ordered_json to_json(const std::vector<Stage>& stages, const Ceiling& 
                     {"gflops", stage.gflops()},
                     {"gemm_share", stage.gflops() / ceiling.gemm_gflops},
                     {"gbs", stage.gbs()},
-                    {"read_share", stage.gbs() / ceiling.read_gbs}});
+                    {"read_share", stage.gbs() / ceiling.read_gbs},
+                    {"over_floor", stage.over_floor(ceiling)}});
   }
   return json;
 }

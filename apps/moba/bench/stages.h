@@ -1,6 +1,7 @@
-// One call taken apart into its verbs, each timed alone on the CPU backend.
+// One call taken apart into its verbs, each timed alone on the core's backend of the device.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -19,10 +20,16 @@ struct Stage {
 
   double gflops() const { return gflop / ms * 1e3; }
   double gbs() const { return gbyte / ms * 1e3; }
+  /// Time over the least that the ceilings allow.
+  double over_floor(const Ceiling& ceiling) const {
+    return std::min(ceiling.gemm_gflops / gflops(), ceiling.read_gbs / gbs());
+  }
 };
 
-/// The verbs of a case on tensors of its own. In decode every call has other queries, as in AttendProblem.
-std::vector<Stage> measure_stages(const AttendCase& problem, int repeats);
+/// The verbs of a case on tensors of its own. In decode every call has other queries, as in AttendProblem. On CUDA the
+/// native kernels must take the case: Error (kUnsupported) otherwise. A partial result of a row and a block is written
+/// and read there, and counted.
+std::vector<Stage> measure_stages(const AttendCase& problem, torch::Device device, int repeats);
 
 std::string stage_table(const std::vector<Stage>& stages, const Ceiling& ceiling);
 nlohmann::ordered_json to_json(const std::vector<Stage>& stages, const Ceiling& ceiling);

@@ -46,14 +46,15 @@ struct BenchRow {
   SpeedGoal goal;  // without figures where none was asked for
   double error = 0;
   double ms = 0, baseline_ms = 0;  // medians
+  double portable_ms = 0;          // of the portable CUDA backend; 0: not timed
   double ms_min = 0, ms_max = 0;   // of ours
   double baseline_ms_min = 0, baseline_ms_max = 0;
   std::vector<Stage> stages = {};
   double ratio() const { return baseline_ms / ms; }
 };
 
-std::vector<SpeedGoal> cases_of(const BenchFlags& flags) {
-  if (flags.goals) return speed_goals();
+std::vector<SpeedGoal> cases_of(const BenchFlags& flags, bool cuda) {
+  if (flags.goals) return cuda ? cuda_speed_goals() : speed_goals();
   const auto make = [&](const std::string& pass, std::int64_t n, std::int64_t head_dim) {
     return AttendCase{.pass = pass,
                       .n = n,
@@ -80,7 +81,7 @@ std::vector<SpeedGoal> cases_of(const BenchFlags& flags) {
     if (lengths.empty()) {
       // Dense attention forward and backward over 32K takes minutes on a small CPU.
       if (pass == "fwd") lengths = {8192, 16384, 32768};
-      if (pass == "fwdbwd") lengths = {8192};
+      if (pass == "bwd" || pass == "fwdbwd") lengths = {8192};
       if (pass == "decode") lengths = {32768};
       if (flags.quick) lengths = {8192};
     }
@@ -89,6 +90,22 @@ std::vector<SpeedGoal> cases_of(const BenchFlags& flags) {
     }
   }
   return cases;
+}
+
+/// Whether the portable backend is a second baseline. Beyond 128K tokens a call takes seconds.
+bool times_portable(const AttendCase& problem, torch::Device device) {
+  constexpr std::int64_t kLongest = 131072;
+  return device.is_cuda() && problem.kind == "moba" && problem.pass != "decode" && problem.n <= kLongest;
+}
+
+/// On CUDA, torch's fastest dense attention of 16-bit tensors is cuDNN's, which it does not choose by itself.
+const char* choose_baseline(const std::string& dtype, torch::Device device) {
+  if (!device.is_cuda() || dtype == "fp32") return "torch_sdpa";
+  at::globalContext().setSDPUseFlash(false);
+  at::globalContext().setSDPUseMemEfficient(false);
+  at::globalContext().setSDPUseMath(false);
+  at::globalContext().setSDPUseCuDNN(true);
+  return "torch_cudnn";
 }
 
 /// Checks, warms up, then takes turns, so that a machine that grows slower or busier meets both alike. `sampled` is
@@ -108,6 +125,10 @@ BenchRow measure(const SpeedGoal& goal, torch::Device device, int repeats, const
     dense.push_back(milliseconds(calls, [&](int) { work.run_dense(); }));
     sampled();
   }
+  if (times_portable(goal.problem, device)) {
+    work.run_portable();
+    row.portable_ms = milliseconds(3, [&](int) { work.run_portable(); });
+  }
   row.ms = median(ours);
   row.baseline_ms = median(dense);
   row.ms_min = *std::min_element(ours.begin(), ours.end());
@@ -117,7 +138,7 @@ BenchRow measure(const SpeedGoal& goal, torch::Device device, int repeats, const
   return row;
 }
 
-nlohmann::ordered_json to_json(const BenchRow& row, const Ceiling& ceiling) {
+nlohmann::ordered_json to_json(const BenchRow& row, const char* baseline, const Ceiling& ceiling) {
   const AttendCase& problem = row.goal.problem;
   nlohmann::ordered_json json = {{"pass", problem.pass},
                                  {"n", problem.n},
@@ -129,7 +150,7 @@ nlohmann::ordered_json to_json(const BenchRow& row, const Ceiling& ceiling) {
                                  {"dtype", problem.dtype},
                                  {"kind", problem.kind},
                                  {"ms", row.ms},
-                                 {"baseline", "torch_sdpa"},
+                                 {"baseline", baseline},
                                  {"baseline_ms", row.baseline_ms},
                                  {"ratio", row.ratio()},
                                  {"ms_min", row.ms_min},
@@ -143,6 +164,10 @@ nlohmann::ordered_json to_json(const BenchRow& row, const Ceiling& ceiling) {
     json["share"] = problem.gate.share;
     json["share_score"] = problem.gate.share_score;
     json["representative_dtype"] = problem.gate.representative_dtype;
+  }
+  if (row.portable_ms > 0) {
+    json["portable_ms"] = row.portable_ms;
+    json["portable_ratio"] = row.portable_ms / row.ms;
   }
   if (!row.goal.simd_level.empty()) json["simd_level"] = row.goal.simd_level;
   if (row.goal.at_least > 0) {
@@ -161,6 +186,9 @@ std::string row_line(const BenchRow& row) {
                   problem.n, fmt::format("{}/{}", problem.heads, problem.kv_heads), problem.head_dim,
                   full ? "full" : std::to_string(problem.block_size), full ? "" : std::to_string(problem.top_k),
                   problem.dtype, row.ms, row.baseline_ms, row.ratio());
+  if (row.portable_ms > 0) {
+    line += fmt::format("  portable {:.2f} ms, {:.1f}x", row.portable_ms, row.portable_ms / row.ms);
+  }
   if (row.goal.at_least > 0) {
     line += fmt::format("  {} {:g}x", row.ratio() >= row.goal.at_least ? "meets" : "MISSES", row.goal.at_least);
   }
@@ -174,19 +202,20 @@ int run_attend(const BenchFlags& flags) {
     if (!path->empty()) lm::check_output_path(*path);
   }
   const torch::Device device = flags.device.apply();
-  if (device.is_cuda() && (flags.stages || flags.goals)) {
+  if (device.is_cuda() && !flags.simd_level.empty()) {
     throw Error(ErrorCode::kUnsupported,
-                "--stages and --goals are of the CPU backend, and the device is cuda. Add --device cpu.");
+                "--simd-level is of the CPU backend, and the device is cuda. Add --device cpu.");
   }
-  const std::vector<SpeedGoal> cases = cases_of(flags);
+  const char* const baseline = choose_baseline(flags.dtype, device);
+  const std::vector<SpeedGoal> cases = cases_of(flags, device.is_cuda());
   Progress progress;
   nlohmann::ordered_json json;
   json["rows"] = nlohmann::ordered_json::array();
-  print(
-      fmt::format("{}\nmedians of {} alternating runs; ratio to torch's scaled_dot_product_attention over all keys\n\n"
-                  "  {:<7} {:>6}  {:>5}  {:>4} {:>4}  {:>4}  {:<5} {:>10} {:>10} {:>8}\n",
-                  machine_line(device.is_cuda()), flags.repeats, "pass", "n", "heads", "d", "B", "k", "dtype", "ms",
-                  "torch ms", "ratio"));
+  print(fmt::format(
+      "{}\nmedians of {} alternating runs; ratio to torch's scaled_dot_product_attention{} over all keys\n\n"
+      "  {:<7} {:>6}  {:>5}  {:>4} {:>4}  {:>4}  {:<5} {:>10} {:>10} {:>8}\n",
+      machine_line(device.is_cuda()), flags.repeats, device.is_cuda() ? " (cuDNN for 16 bits)" : "", "pass", "n",
+      "heads", "d", "B", "k", "dtype", "ms", "torch ms", "ratio"));
   if (device.is_cpu() && has_matrix_tiles()) {
     print("  This processor has AMX, which torch uses and libmoba does not: the goals do not apply to it.\n");
   }
@@ -198,19 +227,19 @@ int run_attend(const BenchFlags& flags) {
   for (const SpeedGoal& goal : cases) {
     BenchRow row = measure(goal, device, flags.repeats, [&] { progress.show(goal.problem.text(), ++samples, total); });
     if (flags.stages) {
-      if (ceiling_dtype != goal.problem.dtype) ceiling = measure_ceiling(goal.problem.dtype.c_str());
+      if (ceiling_dtype != goal.problem.dtype) ceiling = measure_ceiling(goal.problem.dtype.c_str(), device);
       ceiling_dtype = goal.problem.dtype;
-      row.stages = measure_stages(goal.problem, flags.repeats);
+      row.stages = measure_stages(goal.problem, device, flags.repeats);
     }
     progress.clear();
     print(row_line(row));
     if (flags.stages) print(stage_table(row.stages, ceiling));
-    json["rows"].push_back(to_json(row, ceiling));
+    json["rows"].push_back(to_json(row, baseline, ceiling));
     bars.push_back({goal.name(), goal.at_least, goal.aim, row.ratio()});
   }
   limit_simd_level(nullptr);
   if (flags.stages) {
-    print(fmt::format("\n  matrix rate {:.0f} GFLOP/s (torch, 2048^3, {}), read rate {:.1f} GB/s, both of this run\n",
+    print(fmt::format("\n  matrix rate {:.0f} GFLOP/s (torch, {}), memory rate {:.1f} GB/s, both of this run\n",
                       ceiling.gemm_gflops, ceiling_dtype, ceiling.read_gbs));
     json["gemm_gflops"] = ceiling.gemm_gflops;
     json["read_gbs"] = ceiling.read_gbs;
@@ -237,9 +266,9 @@ void add_attend(CLI::App& bench, Action& action) {
       ->check(positive)
       ->type_name("N,N")
       ->group(group);
-  command->add_option("--pass", flags->passes, "One or several of fwd, fwdbwd, decode")
+  command->add_option("--pass", flags->passes, "One or several of fwd, bwd, fwdbwd, decode")
       ->delimiter(',')
-      ->check(CLI::IsMember({"fwd", "fwdbwd", "decode"}))
+      ->check(CLI::IsMember({"fwd", "bwd", "fwdbwd", "decode"}))
       ->type_name("NAME,NAME")
       ->group(group);
   command->add_option("--heads", flags->heads, "Query heads")->check(positive)->capture_default_str()->group(group);

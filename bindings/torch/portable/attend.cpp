@@ -42,8 +42,8 @@ void merge_history(Running& running, const HistoryProblem& problem, const at::Te
   const at::Tensor q_rows = q.reshape({-1, head_dim}), k_rows = k.reshape({-1, head_dim});
   const at::Tensor v_rows = v.reshape({-1, value_dim});
   const std::int64_t key_bytes = (head_dim + value_dim) * q.element_size();
-  // Gathered q and the part's out.
-  const ChunkCost cost{key_bytes, key_bytes, 0};
+  // A pair: gathered q and the part's out. A row: one slot's out, in the order of rows.
+  const ChunkCost cost{key_bytes, key_bytes, 0, value_dim * q.element_size()};
   for (const ChunkRange& range : chunks_that_fit(problem, cost, scratch_bytes)) {
     const HistoryChunk chunk(problem, range);
     auto [part, part_lse] = varlen_forward(

@@ -69,7 +69,7 @@ void add_history(Gradients& gradients, const HistoryProblem& problem, const at::
   // A pair: gathered q, dout, out, and dq; the fused kernel keeps dq in float32 beside it. A key: gathered k and v, and
   // their gradients.
   const std::int64_t key_bytes = 2 * (head_dim + value_dim) * q.element_size();
-  const ChunkCost cost{key_bytes + 4 * width, key_bytes, padding_bytes(1, width)};
+  const ChunkCost cost{key_bytes + 4 * width, key_bytes, padding_bytes(1, width), 0};
   for (const ChunkRange& range : chunks_that_fit(problem, cost, scratch_bytes)) {
     const HistoryChunk chunk(problem, range);
     const auto gather = [](const at::Tensor& rows, const at::Tensor& index) {

@@ -64,8 +64,9 @@ std::vector<ChunkRange> chunks_that_fit(const HistoryProblem& problem, const Chu
   const std::int64_t budget = problem.blocks.size(2);
   const auto fits = [&](std::int64_t heads, std::int64_t slots) {
     const std::int64_t pairs = pairs_of(problem, heads, slots), tiles = tiles_of(problem, heads, pairs);
-    return pairs <= kMaxInt &&
-           pairs * (kPairIndexBytes + cost.pair) + tiles * (problem.key_blocks.size * cost.key + cost.tile) <= bytes;
+    return pairs <= kMaxInt && pairs * (kPairIndexBytes + cost.pair) + pairs / slots * cost.row +
+                                       tiles * (problem.key_blocks.size * cost.key + cost.tile) <=
+                                   bytes;
   };
   if (pairs_of(problem, 1, 1) > kMaxInt) {
     throw Error(ErrorCode::kUnsupported, "q has " + std::to_string(pairs_of(problem, 1, 1)) +

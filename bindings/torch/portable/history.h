@@ -28,9 +28,10 @@ struct ChunkRange {
   std::int64_t head_begin = 0, heads = 0, slot_begin = 0, slots = 0;
 };
 
-/// What working off a chunk takes beside what HistoryChunk itself holds: bytes of a pair, of a gathered key, of a tile.
+/// What working off a chunk takes beside what HistoryChunk itself holds: bytes of a pair, of a gathered key, of a tile,
+/// of a query row and head whatever its slots.
 struct ChunkCost {
-  std::int64_t pair = 0, key = 0, tile = 0;
+  std::int64_t pair = 0, key = 0, tile = 0, row = 0;
 };
 
 /// Chunks of as many whole key heads as fit into `bytes`, so that each block is worked off once; of some slots of one

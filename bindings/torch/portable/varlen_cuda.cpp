@@ -1,14 +1,14 @@
 // The varlen seam on CUDA: ATen's FlashAttention-2 kernels for float16 and bfloat16 from compute capability 8.0 on, its
 // memory-efficient kernels for float32 and older cards. Reached through the dispatcher, so nothing of CUDA is linked.
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cuda_device.h"
 #include "moba/error.h"
+#include "portable/aligned.h"
 #include "portable/numbers.h"
 #include "portable/varlen.h"
 
@@ -18,20 +18,9 @@ namespace {
 constexpr std::int64_t kHeadDimStep = 8;   // both kernels read rows in 16-byte pieces
 constexpr std::int64_t kMaxHeadDim = 256;  // FlashAttention-2
 constexpr std::int64_t kEfficientLseStep = 32;
-constexpr std::int64_t kMaxLaunchSegments = 65535;           // segments are an axis of the launch grid
+// Segments are an axis of the launch grid, and `without_blind_rows` doubles them.
+constexpr std::int64_t kMaxLaunchSegments = 65535 / 2;
 constexpr std::int64_t kMaskNone = 0, kMaskBottomRight = 2;  // custom_mask_type of the memory-efficient kernel
-
-// The major compute capability of a device. The runtime is in the process already, brought by libtorch; asking it by
-// name keeps it out of our link line.
-int compute_capability(int device) {
-  using GetAttribute = int (*)(int*, int, int);
-  constexpr int kComputeCapabilityMajor = 75;  // cudaDevAttrComputeCapabilityMajor
-  static const auto get_attribute = reinterpret_cast<GetAttribute>(dlsym(RTLD_DEFAULT, "cudaDeviceGetAttribute"));
-  int major = 0;
-  TORCH_CHECK(get_attribute != nullptr && get_attribute(&major, kComputeCapabilityMajor, device) == 0,
-              "the CUDA runtime did not tell the compute capability of device ", device);
-  return major;
-}
 
 bool uses_flash(const at::Tensor& q) {
   return q.scalar_type() != at::kFloat && compute_capability(q.device().index()) >= 8;
@@ -73,18 +62,6 @@ std::optional<std::int64_t> window_left(const Segments& segments) {
 
 std::optional<std::int64_t> window_right(const Segments& segments) {
   return segments.window > 0 ? std::optional<std::int64_t>(0) : std::nullopt;
-}
-
-// For each row the segment that holds it (the last one whose begin is not beyond it), clamped into range.
-at::Tensor segment_of(const at::Tensor& cu, std::int64_t rows) {
-  const at::Tensor row = at::arange(rows, cu.options());
-  return at::searchsorted(cu.slice(0, 1), row, /*out_int32=*/false, /*right=*/true).clamp_max_(cu.size(0) - 2);
-}
-
-// Whether each of `rows` rows lies in any segment.
-at::Tensor inside(const at::Tensor& cu, std::int64_t rows) {
-  const at::Tensor row = at::arange(rows, cu.options());
-  return (row >= cu.select(0, 0)).logical_and_(row < cu.select(0, -1));
 }
 
 std::int64_t count_of(const Segments& segments) {
@@ -174,17 +151,12 @@ LseIndex lse_index(const Segments& segments, std::int64_t rows) {
   return index;
 }
 
-// Rows that see no key: those of segments without keys, and causal rows before the first key.
+// Rows of segments without keys; `without_blind_rows` has left no others that see none.
 at::Tensor blind_rows(const Segments& segments, const LseIndex& index) {
-  const auto length = [&](const at::Tensor& cu) {
-    return cu.index_select(0, index.segment + 1) - cu.index_select(0, index.segment);
-  };
-  const at::Tensor keys = length(segments.cu_k);
-  if (!segments.causal) return keys <= 0;
-  return index.row + keys - length(segments.cu_q) < 0;
+  return segments.cu_k.index_select(0, index.segment + 1) <= segments.cu_k.index_select(0, index.segment);
 }
 
-std::tuple<at::Tensor, at::Tensor> efficient_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+std::tuple<at::Tensor, at::Tensor> efficient_aligned(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                      const Segments& segments, double softmax_scale) {
   const std::int64_t kv_heads = k.size(1), group = q.size(1) / kv_heads, value_dim = v.size(2);
   const Widths widths = padded_widths(q.size(2), value_dim, false);
@@ -209,10 +181,11 @@ std::tuple<at::Tensor, at::Tensor> efficient_forward(const at::Tensor& q, const 
   return {out.view({q.size(0), q.size(1), value_dim}), lse.view({q.size(1), q.size(0)})};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> efficient_backward(const at::Tensor& dout, const at::Tensor& q,
-                                                                  const at::Tensor& k, const at::Tensor& v,
-                                                                  const at::Tensor& out, const at::Tensor& lse,
-                                                                  const Segments& segments, double softmax_scale) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> efficient_backward_aligned(const at::Tensor& dout, const at::Tensor& q,
+                                                                          const at::Tensor& k, const at::Tensor& v,
+                                                                          const at::Tensor& out, const at::Tensor& lse,
+                                                                          const Segments& segments,
+                                                                          double softmax_scale) {
   const std::int64_t kv_heads = k.size(1), group = q.size(1) / kv_heads;
   const std::int64_t head_dim = q.size(2), value_dim = v.size(2);
   const Widths widths = padded_widths(head_dim, value_dim, false);
@@ -245,6 +218,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> efficient_backward(const at::Tens
   }
   dq.masked_fill_(blind_rows(segments, index).view({-1, 1, 1, 1}), 0.0);
   return {dq.view({q.size(0), q.size(1), head_dim}), dk.to(k.scalar_type()), dv.to(v.scalar_type())};
+}
+
+// The kernel refuses more queries than keys, and with a window is right for as many queries as keys only.
+std::tuple<at::Tensor, at::Tensor> efficient_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                     const Segments& segments, double softmax_scale) {
+  const Segments seeing = without_blind_rows(segments);
+  if (segments.window == 0) return efficient_aligned(q, k, v, seeing, softmax_scale);
+  const QueriesBesideKeys beside(seeing, q.size(0), k.size(0));
+  const auto [out, lse] = efficient_aligned(beside.gather(q), k, v, beside.segments(), softmax_scale);
+  return {beside.scatter(out, 0.0), beside.scatter(lse.transpose(0, 1), -kInfinity).transpose(0, 1)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> efficient_backward(const at::Tensor& dout, const at::Tensor& q,
+                                                                  const at::Tensor& k, const at::Tensor& v,
+                                                                  const at::Tensor& out, const at::Tensor& lse,
+                                                                  const Segments& segments, double softmax_scale) {
+  const Segments seeing = without_blind_rows(segments);
+  if (segments.window == 0) return efficient_backward_aligned(dout, q, k, v, out, lse, seeing, softmax_scale);
+  const QueriesBesideKeys beside(seeing, q.size(0), k.size(0));
+  const auto [dq, dk, dv] = efficient_backward_aligned(beside.gather(dout), beside.gather(q), k, v, beside.gather(out),
+                                                       beside.gather_lse(lse), beside.segments(), softmax_scale);
+  return {beside.scatter(dq, 0.0), dk, dv};
 }
 
 }  // namespace

@@ -1,0 +1,66 @@
+// Copies from device memory into swizzled tiles of shared memory.
+//
+// A tile of R rows and D columns of 2-byte elements lies in shared memory as D / 64 panels, one after the other; a
+// panel is R rows of 128 bytes, and the 16-byte chunk c of row r is at chunk (c ^ r % 8) of the row ("128-byte
+// swizzle"). The panel must start at a multiple of 1024 bytes. This is what the copy engine writes with
+// CU_TENSOR_MAP_SWIZZLE_128B, and what the descriptors of wgmma.cuh read.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "cuda/device/barrier.cuh"
+
+namespace moba::cuda {
+
+inline constexpr int kPanelColumns = 64;
+inline constexpr int kPanelRowBytes = 128;
+
+/// Bytes from the start of a tile of `rows` rows to the 16-byte chunk (of 8 elements) of a row.
+__device__ __forceinline__ int swizzled_offset(int rows, int row, int chunk) {
+  return (chunk >> 3) * rows * kPanelRowBytes + row * kPanelRowBytes + (((chunk & 7) ^ (row & 7)) << 4);
+}
+
+/// 16 bytes, past the L1 cache; zeros where `valid` is false (nothing is read then).
+__device__ __forceinline__ void copy_16_async(std::uint32_t shared, const void* global, bool valid = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/// Waits until at most kPending of this thread's groups are under way.
+template <int kPending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<std::uint64_t>(map)) : "memory");
+}
+
+/// The copy engine brings the map's box at (column, row, head) to `shared`; its bytes count on `barrier`. Rows outside
+/// of the tensor become zeros (and count). Row and head are in elements of the map, see tensor_map.h.
+__device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, Barrier* barrier, int column, int row,
+                                         int head) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+          "r"(shared_address(shared)),
+      "l"(reinterpret_cast<std::uint64_t>(map)), "r"(shared_address(&barrier->bits)), "r"(column), "r"(row), "r"(head)
+      : "memory");
+}
+
+/// A tile of kRows rows (the map's box) and kColumns columns; announce kRows * kColumns * 2 bytes on the barrier.
+template <int kRows, int kColumns>
+__device__ __forceinline__ void copy_tile(void* shared, const CUtensorMap* map, Barrier* barrier, int row, int head) {
+#pragma unroll
+  for (int panel = 0; panel < kColumns / kPanelColumns; ++panel) {
+    copy_box(static_cast<char*>(shared) + panel * kRows * kPanelRowBytes, map, barrier, panel * kPanelColumns, row,
+             head);
+  }
+}
+
+}  // namespace moba::cuda
