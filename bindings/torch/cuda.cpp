@@ -35,16 +35,16 @@ bool is_native(const at::Tensor& q, const NativeProblem& problem) {
 }
 
 // Odd ranks are refused by the checks of either implementation.
-bool is_native_choice(const at::Tensor& q, std::int64_t block_size, std::int64_t top_k, std::string_view share,
-                      std::string_view share_score, std::string_view representative_dtype) {
+bool is_native_choice(const at::Tensor& q, std::int64_t block_size, std::int64_t top_k,
+                      const OptionalTensor& representatives, std::string_view share, std::string_view share_score,
+                      std::string_view representative_dtype) {
   if (q.dim() != 3 || block_size < 1 || top_k < 1) return false;
-  return is_native(q, {.dtype = q.scalar_type(),
-                       .head_dim = q.size(2),
-                       .block_size = block_size,
-                       .budget = top_k - 1,
-                       .share = std::string(share),
-                       .share_score = std::string(share_score),
-                       .representative_dtype = std::string(representative_dtype)});
+  NativeProblem problem{q.scalar_type(), q.size(2), 0, block_size, top_k - 1};
+  problem.sums_logits = share == name_of(Share::kHead) || share_score == name_of(ShareScore::kSumLogit);
+  problem.rounded_means = representatives.has_value() && representatives->defined()
+                              ? representatives->scalar_type() == q.scalar_type()
+                              : representative_dtype == name_of(RepresentativeDType::kInput);
+  return is_native(q, problem);
 }
 
 bool is_native_list(const at::Tensor& q, const at::Tensor& v, std::string_view kind, std::int64_t block_size,
@@ -64,8 +64,9 @@ at::Tensor select_cuda(const at::Tensor& q, const at::Tensor& k, const at::Tenso
                        std::string_view share, std::string_view share_score, std::string_view representative_dtype,
                        double softmax_scale) {
   const c10::OptionalDeviceGuard guard(q.device());
-  const bool native = is_native_choice(q, block_size, top_k, share, share_score, representative_dtype);
-  const auto run = native ? select_core : select_portable;
+  const auto run = is_native_choice(q, block_size, top_k, representatives, share, share_score, representative_dtype)
+                       ? select_core
+                       : select_portable;
   return run(q, k, cu_q, cu_k, max_q, max_k, block_size, top_k, representatives, force_previous, sink_blocks, share,
              share_score, representative_dtype, softmax_scale);
 }

@@ -101,12 +101,8 @@ std::optional<std::string> native_limit(const NativeProblem& problem) {
   if (problem.budget > kMaxNativeBudget) {
     return "top_k " + std::to_string(problem.budget + 1) + " (native: at most 64)";
   }
-  if (!problem.share.empty() && problem.share != "head" && problem.share_score != "sum_logit") {
-    return "share_score '" + problem.share_score + "' of a shared choice (native: sum_logit)";
-  }
-  if (!problem.representative_dtype.empty() && problem.representative_dtype != "input") {
-    return "representative_dtype '" + problem.representative_dtype + "' (native: input)";
-  }
+  if (!problem.sums_logits) return "share_score sum_prob or max (native: sum_logit)";
+  if (!problem.rounded_means) return "representatives in float32 (native: those in the dtype of k)";
   return std::nullopt;
 }
 

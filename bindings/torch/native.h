@@ -23,8 +23,8 @@ std::optional<std::string> native_device_problem(int device);
 struct NativeProblem {
   at::ScalarType dtype;
   std::int64_t head_dim = 0, value_dim = 0, block_size = 0, budget = 0;
-  // Of the choice, by the names of the options; empty for attention over a list.
-  std::string share = {}, share_score = {}, representative_dtype = {};
+  // The options of the choice: a shared one scored by sums of products, and means in the dtype of the keys.
+  bool sums_logits = true, rounded_means = true;
 };
 std::optional<std::string> native_limit(const NativeProblem& problem);
 

@@ -20,9 +20,17 @@ void require_aligned(const char* argument, const ConstTensorView& tensor) {
                                            "kernels read it in 16-byte pieces. Make it contiguous first.");
 }
 
+void require_narrow(const ConstTensorView& representatives, DType dtype) {
+  if (representatives.dtype == dtype) return;
+  throw Error(ErrorCode::kUnsupported, std::string("representatives are ") + name_of(representatives.dtype) +
+                                           "; the Hopper kernels take them in the dtype of the keys. Use "
+                                           "representative_dtype 'input', or the portable backend.");
+}
+
 }  // namespace
 
 void pool(Context& context, const PoolArgs& args) {
+  require_narrow(args.representatives, args.k.dtype);
   require_aligned("k", args.k);
   PackedBatch batch = args.batch;
   batch.cu_seqlens_q = {};
@@ -48,6 +56,12 @@ void select(Context& context, const SelectArgs& args, const ForcedBlocks& forced
                                              "; the Hopper kernels take at most " + std::to_string(kMaxBudget) +
                                              ". Choose fewer blocks, or use the portable backend.");
   }
+  if (args.rule.share_score != ShareScore::kSumLogit && selection.selection_heads() != args.q.shape[1]) {
+    throw Error(ErrorCode::kUnsupported, std::string("share_score is '") + name_of(args.rule.share_score) +
+                                             "'; the Hopper kernels score a shared choice by 'sum_logit'. Use that, or "
+                                             "the portable backend.");
+  }
+  require_narrow(args.representatives, args.q.dtype);
   if (args.q.shape[0] == 0 || args.representatives.shape[0] == 0) return;
   require_aligned("q", args.q);
   const std::int64_t most = most_keys(args.representatives.shape[0], args.batch.sequences(), selection.block_size);
@@ -85,6 +99,7 @@ void invert(Context& context, const InvertArgs& args) {
 }
 
 void score(Context& context, const ScoreArgs& args) {
+  require_narrow(args.representatives, args.q.dtype);
   const std::int64_t most = most_keys(args.representatives.shape[0], args.batch.sequences(), args.block_size);
   const BlockMap map(context, args.batch, args.q.shape[0],
                      std::min<std::int64_t>(most, std::numeric_limits<std::int32_t>::max()), args.block_size);

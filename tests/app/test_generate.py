@@ -166,3 +166,17 @@ def test_a_checkpoint_with_a_window_plan_has_no_moba(moba, tmp_path):
     model = write_checkpoint(tmp_path / "window", plan=[{"kind": "window", "window": 8}, {"kind": "full"}])
     moba.fails(2, "generate", "--model", model, "--prompt", "a", "--attention", "moba", names="--block-size")
     assert json.loads((model / "config.json").read_text())["moba"]["plan"]
+
+
+def test_the_options_of_the_choice_are_flags(moba, plain_model):
+    base = ["generate", "--model", plain_model, "--prompt", "abc" * 40, "--max-new-tokens", 12, "--temperature", 0]
+    plan = ["--attention", "moba", "--block-size", 8]
+    gate = ["--force-previous", "--sink-blocks", 1, "--share", "group", "--share-score", "sum_prob",
+            "--representative-dtype", "float32"]
+    full = moba.ok(*base, "--attention", "full")
+    # With room for every block no option makes a difference; with less room they run, cached representatives and all.
+    assert moba.ok(*base, *plan, "--top-k", 100, *gate) == full
+    moba.ok(*base, *plan, "--top-k", 4, *gate)
+    moba.fails(2, *base, *plan, "--top-k", 2, *gate, names=["--sink-blocks", "--top-k 2"])
+    moba.fails(2, *base, *plan, "--top-k", 2, "--share", "row", names=["--share"])
+    moba.fails(2, *base, "--attention", "moba", *gate, names=["--block-size"])

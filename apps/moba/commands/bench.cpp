@@ -158,16 +158,16 @@ nlohmann::ordered_json to_json(const BenchRow& row, const char* baseline, const 
                                  {"baseline_ms_min", row.baseline_ms_min},
                                  {"baseline_ms_max", row.baseline_ms_max},
                                  {"reference_error", row.error}};
-  if (row.portable_ms > 0) {
-    json["portable_ms"] = row.portable_ms;
-    json["portable_ratio"] = row.portable_ms / row.ms;
-  }
   if (problem.gate.any()) {
     json["force_previous"] = problem.gate.force_previous;
     json["sink_blocks"] = problem.gate.sink_blocks;
     json["share"] = problem.gate.share;
     json["share_score"] = problem.gate.share_score;
     json["representative_dtype"] = problem.gate.representative_dtype;
+  }
+  if (row.portable_ms > 0) {
+    json["portable_ms"] = row.portable_ms;
+    json["portable_ratio"] = row.portable_ms / row.ms;
   }
   if (!row.goal.simd_level.empty()) json["simd_level"] = row.goal.simd_level;
   if (row.goal.at_least > 0) {

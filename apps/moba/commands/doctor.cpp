@@ -99,11 +99,12 @@ void look_at_cpu(Findings& findings) {
   }
   findings.fact("portable", fmt::format("CUDA, through torch; float32, bfloat16, float16; head dims {} to {}",
                                         kMinHeadDim, kMaxHeadDim));
-  // Every backend here has them all; one that lacks an option has its own line, and the portable backend takes its
-  // place.
+  // What a backend lacks goes to the portable one, with a warning.
   findings.fact("choice options",
                 "reference, cpu, portable: forced previous and sink blocks; choice per head, group or layer by "
                 "sum_logit, sum_prob or max; representatives input or float32");
+  findings.fact("",
+                "native CUDA kernels lack: sum_prob, max, representatives float32 (these run the portable backend)");
   findings.section("CPU attention");
   check_arithmetic(torch::kCPU, findings);
 }
