@@ -111,7 +111,7 @@ void attend(Context& context, const AttendArgs& args) {
                         std::min(largest.lists, lists - first_list)};
       Partials partials;
       partials.out = partial_out.data(), partials.lse = partial_lse.data();
-      partials.first_row = first_row;
+      partials.first_row = first_row, partials.rows = slice.rows;
       partials.first_head = static_cast<std::int32_t>(first_list) * groups.heads_per_list;
       partials.heads = static_cast<std::int32_t>(slice.lists) * groups.heads_per_list;
       partials.budget = static_cast<std::int32_t>(budget);

@@ -11,7 +11,7 @@
 #include "cuda/device.h"
 #include "cuda/verbs.h"
 
-namespace moba::test {
+namespace moba::forward_test {
 namespace {
 
 using cases::Case;
@@ -186,4 +186,4 @@ TEST(CudaAttendSpoiled, ValuesSpoilOnlyTheRowsThatAttendThem) {
 }
 
 }  // namespace
-}  // namespace moba::test
+}  // namespace moba::forward_test

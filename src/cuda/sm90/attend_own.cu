@@ -252,8 +252,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
       }
     }
     const Partials& partials = args.partials;
-    const std::int64_t place =
-        ((row - partials.first_row) * partials.heads + (head - partials.first_head)) * partials.budget;
+    const std::int64_t place = partials.place(row - partials.first_row, head);
     const float* slot_lse = partials.lse + place;
     const auto has_partial = [](float value) { return __float_as_uint(value) != 0xffffffffu; };
     float maximum = lse[i];
