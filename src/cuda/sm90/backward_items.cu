@@ -1,0 +1,74 @@
+// The work list of the products: units in order of their block, so that the blocks of the beginning, which most rows can
+// choose, come first; a unit with more tiles than the limit is cut into parts of equal size.
+#include "cuda/cuda_check.h"
+#include "cuda/sm90/backward.h"
+#include "cuda/sm90/backward_tiles.cuh"
+
+namespace moba::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+__global__ void clear_counters_kernel(std::int32_t* counters) {
+  if (threadIdx.x < kBackwardCounters) counters[threadIdx.x] = 0;
+}
+
+/// Which item a part becomes, and which slab it gets, changes with the order in which thread blocks come; what a unit's
+/// slabs hold, and the order in which they are added, does not.
+__global__ void __launch_bounds__(kThreads) list_items_kernel(const BackwardChunk chunk, int tile_rows) {
+  __shared__ int warp_parts[kThreads / 32];
+  __shared__ int first_item;
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  int tiles = 0, parts = 0;
+  if (index < chunk.units()) {
+    const Unit unit(chunk, index);
+    if (unit.keys > 0) {
+      tiles = static_cast<int>(tiles_of(chunk, unit, tile_rows));
+      // A unit without rows still has to write its zeros, unless sums over all row chunks start as zero.
+      parts = max((tiles + chunk.tile_limit - 1) / chunk.tile_limit, chunk.sums == nullptr ? 1 : 0);
+    }
+  }
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  int before = parts;
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(0xffffffffu, before, step);
+    if (lane >= step) before += other;
+  }
+  if (lane == 31) warp_parts[warp] = before;
+  before -= parts;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int total = 0;
+    for (int& of_warp : warp_parts) {
+      const int count = of_warp;
+      of_warp = total;
+      total += count;
+    }
+    first_item = atomicAdd(&chunk.counters[kItemCount], total);
+  }
+  __syncthreads();
+  if (index >= chunk.units()) return;
+  const int slab = parts > 1 ? atomicAdd(&chunk.counters[kSlabCount], parts) : -1;
+  chunk.unit_slabs[index] = {slab, parts};
+  BackwardItem* items = chunk.items + first_item + warp_parts[warp] + before;
+  const int share = parts > 0 ? tiles / parts : 0, larger = parts > 0 ? tiles % parts : 0;
+  int first = 0;
+  for (int part = 0; part < parts; ++part) {
+    const int size = share + (part < larger ? 1 : 0);
+    items[part] = {static_cast<std::int32_t>(index), first, size, parts > 1 ? slab + part : -1};
+    first += size;
+  }
+}
+
+}  // namespace
+
+void launch_list_items(const BackwardChunk& chunk, int head_dim, cudaStream_t stream) {
+  clear_counters_kernel<<<1, 32, 0, stream>>>(chunk.counters);
+  check_cuda(cudaGetLastError(), "attend_backward: counters");
+  const std::int64_t blocks = (chunk.units() + kThreads - 1) / kThreads;
+  if (blocks == 0) return;
+  list_items_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(chunk, tile_rows_of(head_dim));
+  check_cuda(cudaGetLastError(), "attend_backward: list of items");
+}
+
+}  // namespace moba::cuda

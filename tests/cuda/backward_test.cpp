@@ -1,0 +1,151 @@
+// attend_backward on the GPU against attention written from its definition: by the 2x-error rule, on the shared table
+// of cases and on what the table does not hold; and the same bits in every run.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "cases/cases.h"
+#include "cases/compare.h"
+#include "cases/dense.h"
+#include "cuda/attend_backward.h"
+#include "cuda/device_memory.h"
+
+namespace moba {
+namespace {
+
+using cases::Case;
+using cases::Choice;
+using cases::HostTensor;
+using cases::Problem;
+using cases::Results;
+using cuda_tests::DeviceContext;
+using cuda_tests::DeviceTensor;
+
+/// The reference's forward in the dtype of the problem, then the GPU's gradients.
+Results run_on_gpu(const Problem& problem, const Selection& selection, std::int64_t limit = std::int64_t{1536} << 20) {
+  SerialContext host;
+  Results r = cases::run(host, reference_backend(), problem, selection, false);
+  r.dq = HostTensor(problem.q.dtype(), {problem.rows(), problem.heads(), problem.head_dim()});
+  r.dk = HostTensor(problem.q.dtype(), {problem.keys(), problem.kv_heads(), problem.head_dim()});
+  r.dv = HostTensor(problem.q.dtype(), {problem.keys(), problem.kv_heads(), problem.head_dim()});
+  const DeviceTensor q(problem.q), k(problem.k), v(problem.v), dout(problem.dout), dlse(problem.dlse);
+  const DeviceTensor cu_q(problem.cu_seqlens_q), cu_k(problem.cu_seqlens_k), out(r.out), lse(r.lse);
+  const DeviceTensor dq(r.dq), dk(r.dk), dv(r.dv);
+  HostTensor list_host(DType::kInt32,
+                       {selection.blocks.shape[0], selection.blocks.shape[1], selection.blocks.shape[2]});
+  for (std::int64_t i = 0; i < list_host.numel(); ++i) {
+    list_host.set(i, static_cast<double>(selection.blocks.as<std::int32_t>()[i]));
+  }
+  const DeviceTensor list(list_host);
+  Selection on_gpu = selection;
+  on_gpu.blocks = list.view();
+  PackedBatch batch = problem.batch();
+  batch.cu_seqlens_q = cu_q.view();
+  batch.cu_seqlens_k = cu_k.view();
+  DeviceContext context(limit);
+  cuda::attend_backward(context, {q.view(), k.view(), v.view(), batch, on_gpu, problem.scale(), out.view(), lse.view(),
+                                  dout.view(), dlse.view(), dq.view(), dk.view(), dv.view()});
+  cuda_tests::must(cudaStreamSynchronize(static_cast<cudaStream_t>(context.stream())));
+  dq.copy_to(r.dq);
+  dk.copy_to(r.dk);
+  dv.copy_to(r.dv);
+  return r;
+}
+
+void expect_right(const Problem& problem, const Selection& selection, std::int64_t limit = std::int64_t{1536} << 20) {
+  const cases::Mask mask(problem, selection);
+  cases::expect_within_twice(run_on_gpu(problem, selection, limit), cases::dense_same_precision(problem, mask),
+                             cases::dense_exact(problem, mask), 2.0);
+}
+
+bool is_native(const Case& c) {
+  return c.dtype != DType::kFloat32 && c.options.kind == Kind::kMoba && !c.options.compat_topk1_full &&
+         c.head_dim == c.value_dim && (c.head_dim == 64 || c.head_dim == 128) && c.options.block_size >= 8;
+}
+
+std::vector<Case> native_cases() {
+  std::vector<Case> native;
+  for (Case c : cases::all_cases()) {
+    if (!is_native(c)) continue;
+    for (std::int64_t dim : {64, 128}) {
+      if (dim == 64) c.name += "_d64";
+      if (dim == 128) c.name.replace(c.name.size() - 2, 2, "128");
+      c.head_dim = c.value_dim = dim;
+      native.push_back(c);
+    }
+  }
+  return native;
+}
+
+class CudaBackwardTable : public ::testing::TestWithParam<Case> {};
+
+TEST_P(CudaBackwardTable, AgreesWithTheDefinition) {
+  const Problem problem(GetParam());
+  SerialContext host;
+  const Choice choice = cases::choose(host, reference_backend(), problem);
+  if (choice.selection.kind != SelectionKind::kList) GTEST_SKIP() << "no list";
+  ASSERT_NO_THROW(expect_right(problem, choice.selection));
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, CudaBackwardTable, ::testing::ValuesIn(native_cases()),
+                         [](const auto& of) { return of.param.name; });
+
+Problem problem_of(DType dtype, std::int64_t dim, std::int64_t block, std::int64_t top_k, std::int64_t heads,
+                   std::int64_t kv_heads, std::vector<std::int64_t> q_lengths, std::vector<std::int64_t> k_lengths) {
+  Case c;
+  c.name = "own";
+  c.dtype = dtype;
+  c.options.block_size = block;
+  c.options.top_k = top_k;
+  c.heads = heads;
+  c.kv_heads = kv_heads;
+  c.head_dim = c.value_dim = dim;
+  c.q_lengths = std::move(q_lengths);
+  c.k_lengths = std::move(k_lengths);
+  c.seed = 7;
+  return Problem(c);
+}
+
+TEST(CudaBackward, LargerBlocksThanAUnit) {
+  for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (std::int64_t dim : {64, 128}) {
+      for (std::int64_t block : {200, 256, 300}) {
+        SCOPED_TRACE(std::to_string(dim) + " block " + std::to_string(block));
+        const Problem problem = problem_of(dtype, dim, block, 3, 4, 2, {1100, 130}, {1100, 700});
+        SerialContext host;
+        expect_right(problem, cases::choose(host, reference_backend(), problem).selection);
+      }
+    }
+  }
+}
+
+/// Every row chooses block 0; and with little scratch: chunks of heads, then of rows.
+TEST(CudaBackward, OnePopularBlockAndLittleScratch) {
+  for (std::int64_t selection_heads : {4, 2, 1}) {
+    const Problem problem = problem_of(DType::kBFloat16, 128, 64, 2, 4, 2, {2600}, {2600});
+    HostTensor list(DType::kInt32, {2600, selection_heads, 1});
+    for (std::int64_t row = 0; row < 2600; ++row) {
+      for (std::int64_t head = 0; head < selection_heads; ++head) {
+        list.set(row * selection_heads + head, row < 64 ? -1.0 : row % 7 == 0 && head == 1 ? double(row / 64 - 1) : 0.0);
+      }
+    }
+    Selection selection;
+    selection.kind = SelectionKind::kList;
+    selection.block_size = 64;
+    selection.blocks = list.view();
+    const cases::Mask mask(problem, selection);
+    const Results same = cases::dense_same_precision(problem, mask), exact = cases::dense_exact(problem, mask);
+    const Results once = run_on_gpu(problem, selection);
+    cases::expect_within_twice(once, same, exact, 2.0);
+    const Results again = run_on_gpu(problem, selection);
+    EXPECT_TRUE(same_bits(once.dq, again.dq) && same_bits(once.dk, again.dk) && same_bits(once.dv, again.dv));
+    for (std::int64_t mebibytes : {12, 9}) {
+      SCOPED_TRACE(std::to_string(mebibytes) + " MiB, selection heads " + std::to_string(selection_heads));
+      ASSERT_NO_THROW(
+          cases::expect_within_twice(run_on_gpu(problem, selection, mebibytes << 20), same, exact, 2.0));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moba
