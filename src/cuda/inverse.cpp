@@ -11,8 +11,10 @@
 namespace moba::cuda {
 namespace {
 
-/// Warps that fill a Hopper GPU with the walks over a list: 132 multiprocessors of 12 warps with 16 KB each.
+/// Warps that fill a Hopper GPU with the walks over a list: 132 multiprocessors of 12 warps with 18 KB each, or of
+/// twice as many where a histogram takes half of that or less.
 constexpr std::int64_t kWalkWarps = 132 * 12;
+constexpr std::int64_t kSmallHistogram = 2304;
 /// Rows that are worth a warp and a histogram of its own.
 constexpr std::int64_t kFewestSegmentRows = 64;
 /// Bytes of histograms beyond which fewer, longer segments are better than more of them.
@@ -41,7 +43,8 @@ std::int64_t checked_tokens(const char* argument, std::int64_t tokens) {
 
 std::int64_t segments_for(const Slice& slice, std::int64_t block_rows) {
   const std::int64_t lists = std::max<std::int64_t>(slice.lists, 1);
-  const std::int64_t by_warps = (kWalkWarps + lists - 1) / lists;
+  const std::int64_t warps = block_rows <= kSmallHistogram ? 2 * kWalkWarps : kWalkWarps;
+  const std::int64_t by_warps = (warps + lists - 1) / lists;
   const std::int64_t by_rows = (slice.rows + kFewestSegmentRows - 1) / kFewestSegmentRows;
   const std::int64_t by_bytes =
       kMostCountBytes / (lists * block_rows * static_cast<std::int64_t>(sizeof(std::uint32_t)));

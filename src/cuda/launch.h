@@ -72,7 +72,7 @@ struct SelectProblem {
   std::int32_t budget;
   std::int32_t sinks;           // the first blocks of the sequence that take slots, where past
   std::int32_t force_previous;  // 1: the block before the own one takes a slot
-  std::int64_t block_size;
+  std::uint32_t block_size;     // the largest number stands for any that is larger: tokens are below 2^31
   const SequenceSpan* sequences;
   std::int64_t sequence_count;
 };
