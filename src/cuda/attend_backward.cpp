@@ -119,7 +119,7 @@ void check_supported(const AttendBackwardArgs& args) {
   const Selection& selection = args.selection;
   if (selection.kind != SelectionKind::kList) refuse("selection is not a list of blocks", "lists");
   if (selection.row_tile != 1) refuse("row_tile is " + std::to_string(selection.row_tile), "1");
-  if (selection.budget() >= kMaxBudget) refuse("budget is " + std::to_string(selection.budget()), "less than 64");
+  if (selection.budget() > kMaxBudget) refuse("budget is " + std::to_string(selection.budget()), "less than 64");
   if (args.v.shape[2] != args.q.shape[2]) {
     refuse("value dim is " + std::to_string(args.v.shape[2]) + " and head dim " + std::to_string(args.q.shape[2]),
            "equal ones");

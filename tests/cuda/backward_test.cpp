@@ -113,7 +113,8 @@ TEST(CudaBackward, LargerBlocksThanAUnit) {
         SCOPED_TRACE(std::to_string(dim) + " block " + std::to_string(block));
         const Problem problem = problem_of(dtype, dim, block, 3, 4, 2, {1100, 130}, {1100, 700});
         SerialContext host;
-        expect_right(problem, cases::choose(host, reference_backend(), problem).selection);
+        const Choice choice = cases::choose(host, reference_backend(), problem);
+        expect_right(problem, choice.selection);
       }
     }
   }

@@ -133,7 +133,7 @@ class Gatherer {
       } else {
         const std::uint32_t entry = chunk_.entries[begin + at];
         row = static_cast<int>(entry >> kSlotBits);
-        slot = static_cast<int>(entry & (kMaxBudget - 1));
+        slot = static_cast<int>(entry & ((1u << kSlotBits) - 1));
       }
       term = chunk_.terms[static_cast<std::int64_t>(head) * chunk_.total_rows + chunk_.first_row + row];
       const std::uint32_t heads = static_cast<std::uint32_t>(chunk_.kv_heads * chunk_.group);
