@@ -2,6 +2,7 @@
 #include "cuda/attend.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "cuda/cuda_check.h"
@@ -99,7 +100,8 @@ void attend(Context& context, const AttendArgs& args) {
   own.lse_head_stride = args.result.lse.stride[0];
   own.sequences = map.sequences();
   own.sequence_count = map.sequence_count();
-  own.block_size = args.selection.block_size;
+  // Beyond every position a block size is as good as any other, and the kernel divides in 32 bits.
+  own.block_size = std::min<std::int64_t>(args.selection.block_size, std::numeric_limits<std::int32_t>::max());
   own.heads_per_kv = groups.heads_per_kv;
   own.softmax_scale = scale;
   const CUtensorMap own_q = tensor_map("q", args.q, kOwnRows);

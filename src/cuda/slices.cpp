@@ -9,7 +9,7 @@ namespace moba::cuda {
 namespace {
 
 constexpr std::int64_t kFewestItemRows = 128;  // one tile of rows
-constexpr std::int64_t kMostItemRows = 2048;
+constexpr std::int64_t kMostItemRows = 1024;
 constexpr std::int64_t kMostStreamedItemRows = 256;
 /// Items that a multiprocessor should get: the last ones leave at most an eighth of it idle.
 constexpr std::int64_t kItemsPerMultiprocessor = 8;

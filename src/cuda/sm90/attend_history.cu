@@ -234,7 +234,8 @@ __device__ __forceinline__ void store_rows(const Partials& partials, const std::
       }
       quad_transpose(words);
       if (valid) {
-        *reinterpret_cast<uint4*>(out + part * 32 + lane * 8) = uint4{words[0], words[1], words[2], words[3]};
+        // Read once, by another kernel: Q, K and V shall stay in the L2 cache instead.
+        __stcs(reinterpret_cast<uint4*>(out + part * 32 + lane * 8), uint4{words[0], words[1], words[2], words[3]});
       }
     }
     // All bits set mean "no partial here"; a NaN of this kernel must not look like that.
