@@ -176,8 +176,8 @@ class Judge {
         q_(problem.q.values()),
         representatives_(problem.representatives.values()) {}
 
-  void expect_good(const HostTensor& lists, std::int64_t rows) {
-    for (std::int64_t row = 0; row < rows; ++row) {
+  void expect_good(const HostTensor& lists, std::int64_t rows, std::int64_t step = 1) {
+    for (std::int64_t row = 0; row < rows; row += step) {
       for (std::int64_t list = 0; list < c_.lists; ++list) {
         const std::int32_t* blocks = lists.view().as<std::int32_t>() + (row * c_.lists + list) * c_.budget;
         judge(row, list, blocks);
@@ -473,6 +473,29 @@ std::vector<GateCase> gate_cases() {
     result.push_back({"one_lane_" + text, {200}, {20000}, 1, 1, 1, 64, 16, budget, kBf16, Values::kOneLane});
   }
   return result;
+}
+
+// Several tiles for each multiprocessor, so that the persistent loops go round, and a list so large that the inverse is
+// built in groups of selection heads. Every 37th row is judged.
+TEST(GateAtSize, GoesRoundItsLoops) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device";
+  for (const std::int64_t budget : {2, 7, 11}) {
+    const GateCase c = {"size", {19999, 11, 3000}, {20005, 400, 3000}, 8, 4, 8, 64, 50, budget};
+    const Problem problem(c);
+    DeviceContext context;
+    const DeviceTensor q(context, problem.q), representatives(context, problem.representatives),
+        cu_q(context, problem.cu_q), cu_k(context, problem.cu_k);
+    HostTensor lists = problem.empty_list();
+    const DeviceTensor blocks(context, lists);
+    cuda::select(context, {q.view(), representatives.view(), problem.batch_of(cu_q.view(), cu_k.view()),
+                           problem.selection(blocks.view())});
+    blocks.read(lists);
+    Judge(c, problem).expect_good(lists, problem.rows, 37);
+  }
+  const GateCase c = {"groups", {20000}, {20000}, 5, 5, 5, 64, 16, 63};
+  Problem problem(c);
+  expect_inverse(c, problem, random_lists(c, problem, true, true));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GateTest, ::testing::ValuesIn(gate_cases()),

@@ -93,12 +93,13 @@ struct BestBlocks {
     }
   }
 
-  /// Takes in a tile of 128 columns; `column` is that of scores[0]. Columns that may not be chosen hold -inf or NaN.
-  __device__ __forceinline__ void take(const float (&scores)[64], std::int32_t column, bool first) {
+  /// Takes in a tile of 128 columns, of which the first `columns` count; `column` is that of scores[0]. Columns that
+  /// may not be chosen hold -inf or NaN.
+  __device__ __forceinline__ void take(const float (&scores)[64], std::int32_t column, int columns, bool first) {
     if (first && k <= kMostBounded) first_bound(scores);
       // A loop with a choice inside, so that there is one copy of tighten() and not one for each group.
 #pragma unroll 1
-    for (int group = 0; group < 4; ++group) {
+    for (int group = 0; group < 4 && 32 * group < columns; ++group) {
       switch (group) {
         case 0: push_group<0>(scores, column); break;
         case 1: push_group<1>(scores, column); break;

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(32 * kWarps) invert_count_kernel(InvertProblem
   for (std::int64_t bin = lane; bin < task.bins; bin += 32) counts[bin] = task.histogram[bin];
 }
 
-/// counts[list, :, bin] becomes its exclusive sum over the segments; totals[list, bin] the whole sum.
+/// counts[list, :, bin] becomes its exclusive sum over the segments; totals[bin + 1] the whole sum.
 __global__ void invert_columns_kernel(InvertProblem problem, std::int64_t* totals) {
   const std::int64_t bin = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (bin >= problem.lists * problem.block_rows) return;
@@ -164,28 +164,29 @@ __global__ void invert_columns_kernel(InvertProblem problem, std::int64_t* total
     counts[segment * problem.block_rows] = sum;
     sum += value;
   }
-  totals[bin] = sum;
+  totals[bin + 1] = sum;
 }
 
 constexpr int kScanThreads = 1024;
 constexpr int kScanEach = 8;
 
-struct EntriesAndItems {
-  std::int64_t entries;
-  std::int64_t items;
-};
-
-/// offsets[bin] holds totals and becomes their exclusive sum; first_item likewise of the work items. One block.
+/// offsets[bin + 1] holds totals and becomes their inclusive sum; first_item likewise of the work items. One block.
 __global__ void __launch_bounds__(kScanThreads)
-    invert_offsets_kernel(std::int64_t bins, std::int64_t item_rows, std::int64_t* offsets, std::int32_t* first_item) {
-  std::int64_t entries = 0, items = 0;  // of the rounds before
+    invert_offsets_kernel(std::int64_t bins, std::int64_t item_rows, bool goes_on, std::int64_t* offsets,
+                          std::int32_t* first_item) {
+  // Of the bins before.
+  std::int64_t entries = goes_on ? offsets[0] : 0, items = goes_on && first_item != nullptr ? first_item[0] : 0;
+  if (threadIdx.x == 0 && !goes_on) {
+    offsets[0] = 0;
+    if (first_item != nullptr) first_item[0] = 0;
+  }
   for (std::int64_t first = 0; first < bins; first += kScanThreads * kScanEach) {
     const std::int64_t begin = first + threadIdx.x * kScanEach;
     std::int64_t counts[kScanEach];
     std::int64_t my_entries = 0, my_items = 0;
 #pragma unroll
     for (int i = 0; i < kScanEach; ++i) {
-      counts[i] = begin + i < bins ? offsets[begin + i] : 0;
+      counts[i] = begin + i < bins ? offsets[begin + i + 1] : 0;
       my_entries += counts[i];
       my_items += (counts[i] + item_rows - 1) / item_rows;
     }
@@ -195,19 +196,15 @@ __global__ void __launch_bounds__(kScanThreads)
     std::int64_t entry = entries + entry_scan.exclusive, item = items + item_scan.exclusive;
 #pragma unroll
     for (int i = 0; i < kScanEach; ++i) {
-      if (begin + i < bins) {
-        offsets[begin + i] = entry;
-        if (first_item != nullptr) first_item[begin + i] = static_cast<std::int32_t>(item);
-      }
       entry += counts[i];
       item += (counts[i] + item_rows - 1) / item_rows;
+      if (begin + i < bins) {
+        offsets[begin + i + 1] = entry;
+        if (first_item != nullptr) first_item[begin + i + 1] = static_cast<std::int32_t>(item);
+      }
     }
     entries += entry_scan.total;
     items += item_scan.total;
-  }
-  if (threadIdx.x == 0) {
-    offsets[bins] = entries;
-    if (first_item != nullptr) first_item[bins] = static_cast<std::int32_t>(items);
   }
 }
 
@@ -297,7 +294,7 @@ void launch_invert_count(cudaStream_t stream, const InvertProblem& problem) {
   check_cuda(cudaGetLastError(), "invert_count_kernel");
 }
 
-void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
+void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows, bool goes_on,
                         std::int64_t* offsets, std::int32_t* first_item) {
   const std::int64_t bins = problem.lists * problem.block_rows;
   constexpr int kThreads = 128;
@@ -306,7 +303,7 @@ void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::
                                                                                                             offsets);
     check_cuda(cudaGetLastError(), "invert_columns_kernel");
   }
-  invert_offsets_kernel<<<1, kScanThreads, 0, stream>>>(bins, item_rows, offsets, first_item);
+  invert_offsets_kernel<<<1, kScanThreads, 0, stream>>>(bins, item_rows, goes_on, offsets, first_item);
   check_cuda(cudaGetLastError(), "invert_offsets_kernel");
 }
 
@@ -320,14 +317,13 @@ void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, co
   check_cuda(cudaGetLastError(), "invert_scatter_kernel");
 }
 
-void launch_work_items(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
+void launch_work_items(cudaStream_t stream, std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
                        const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
                        WorkItem* items) {
-  const std::int64_t bins = problem.lists * problem.block_rows;
   if (bins == 0) return;
   constexpr int kWarpsEach = 8;
   work_items_kernel<<<static_cast<unsigned>((bins + kWarpsEach - 1) / kWarpsEach), 32 * kWarpsEach, 0, stream>>>(
-      bins, problem.block_rows, item_rows, offsets, first_item, blocks, items);
+      bins, block_rows, item_rows, offsets, first_item, blocks, items);
   check_cuda(cudaGetLastError(), "work_items_kernel");
 }
 

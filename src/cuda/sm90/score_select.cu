@@ -102,6 +102,22 @@ __device__ __forceinline__ void load_rows(std::uint32_t (&words)[kDim / 4], cons
   }
 }
 
+/// Brings the query rows of an item into the L2 cache. The copying warp is a ring ahead of the warpgroups, which then
+/// wait for the cache and not for memory.
+template <class T, int kDim>
+__device__ __forceinline__ void prefetch_rows(const SelectProblem& problem, const RowTile& tile, int first_head,
+                                              int heads) {
+  constexpr int kLines = kDim * 2 / 128;  // of a row
+  const int lane = threadIdx.x % 32, count = (tile.end_row - tile.first_row) * kLines;
+  for (int head = first_head; head < first_head + heads; ++head) {
+    const T* base =
+        static_cast<const T*>(problem.q) + tile.first_row * problem.q_row_stride + head * problem.q_head_stride;
+    for (int line = lane; line < count; line += 32) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(base + line / kLines * problem.q_row_stride + line % kLines * 64));
+    }
+  }
+}
+
 /// Rows that no sequence holds have an empty list; they lie between the end of one sequence and the begin of the next.
 __device__ void clear_keyless_rows(const SelectProblem& problem) {
   for (std::int64_t s = blockIdx.x; s <= problem.sequence_count; s += gridDim.x) {
@@ -162,19 +178,23 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
 
   if (warp >= 4 * shape.groups) {
     give_registers<kProducerRegisters>();
-    if (threadIdx.x == 128 * shape.groups && shape.k > 0) {
-      prefetch_map(&problem.representatives);
+    if (warp == 4 * shape.groups && shape.k > 0) {
+      if (lane == 0) prefetch_map(&problem.representatives);
       for_each_item([&](const RowTile& tile, int list) {
-        const int first_kv = list * heads_of_list / heads_of_kv;
-        for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
-          for (int kv = first_kv; kv < first_kv + kv_of_list; ++kv) {
-            empty[stage].wait(parity ^ 1u);
-            full[stage].arrive_expecting(kStageBytes);
-            copy_tile<kSelectColumns, kDim>(ring + stage * kStageBytes, &problem.representatives, &full[stage],
-                                            tile.first_block_row + column_tile * kSelectColumns, kv);
-            advance();
+        prefetch_rows<T, kDim>(problem, tile, list * heads_of_list, heads_of_list);
+        if (lane == 0) {
+          const int first_kv = list * heads_of_list / heads_of_kv;
+          for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
+            for (int kv = first_kv; kv < first_kv + kv_of_list; ++kv) {
+              empty[stage].wait(parity ^ 1u);
+              full[stage].arrive_expecting(kStageBytes);
+              copy_tile<kSelectColumns, kDim>(ring + stage * kStageBytes, &problem.representatives, &full[stage],
+                                              tile.first_block_row + column_tile * kSelectColumns, kv);
+              advance();
+            }
           }
         }
+        __syncwarp();  // the other lanes stay with the one that waits
       });
     }
   } else {
@@ -228,7 +248,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
               if (at < mine.sinks || at >= mine.end) scores[i] = minus_infinity();
             }
           }
-          best.take(scores, column, column_tile == 0);
+          best.take(scores, column, most_end - first_column, column_tile == 0);
         }
         best.finish(counts, [&](int i, int place, std::int32_t column) {
           const RowPast& mine = i == 0 ? past[0] : past[1];
