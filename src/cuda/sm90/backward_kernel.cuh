@@ -165,10 +165,8 @@ class Gatherer {
     const bool masked = unit.keys < kUnitKeys || (own && count > 0 && unit.key_of(begin) < kUnitKeys - 1);
     const int stage = place_.stage;
     shared_.empty[stage].wait(place_.parity ^ 1u);
-#ifndef EXP_NOCOPY
     copy_rows(chunk_.q, head, row, shared_.stages[stage].q);
     copy_rows(chunk_.dout, head, row, shared_.stages[stage].dout);
-#endif
     shared_.full[stage].arrive_after_copies();
     if (lane() < kWarpRows) {
       shared_.terms[stage][at] = term;
@@ -290,10 +288,6 @@ class Multiplier {
 
   __device__ __forceinline__ void multiply(int stage, int buffer, bool first, bool masked, float (&dk)[kDim / 2],
                                            float (&dv)[kDim / 2], QueryGradients& pending) {
-#ifdef EXP_NOMATH
-    shared_.empty[stage].arrive();
-    return;
-#endif
     const BackwardStage<kDim>& tile = shared_.stages[stage];
     const int thread = thread_again(), lane = thread & 31, warp = thread >> 5 & 3;
     const int first_key = warpgroup_ * 64;
