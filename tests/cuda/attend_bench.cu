@@ -17,7 +17,7 @@
 #include "cuda/tensor_map.h"
 #include "cuda/verbs.h"
 
-namespace moba::forward_test {
+namespace moba::test {
 namespace {
 
 struct Row {
@@ -195,13 +195,13 @@ void time_row(const Row& row) {
 }
 
 }  // namespace
-}  // namespace moba::forward_test
+}  // namespace moba::test
 
 int main(int argc, char** argv) {
-  for (const moba::forward_test::Row& row : moba::forward_test::kRows) {
+  for (const moba::test::Row& row : moba::forward_test::kRows) {
     if (argc > 1 && std::strstr(row.name, argv[1]) == nullptr) continue;
     try {
-      moba::forward_test::time_row(row);
+      moba::test::time_row(row);
     } catch (const std::exception& error) {
       std::printf("%s: %s\n", row.name, error.what());
       return 1;

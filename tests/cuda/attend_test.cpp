@@ -15,7 +15,7 @@
 #include "cuda/device.h"
 #include "cuda/verbs.h"
 
-namespace moba::forward_test {
+namespace moba::test {
 namespace {
 
 using cases::Case;
@@ -262,4 +262,4 @@ TEST(CudaAttendSpoiled, ValuesSpoilOnlyTheRowsThatAttendThem) {
 }
 
 }  // namespace
-}  // namespace moba::forward_test
+}  // namespace moba::test

@@ -12,7 +12,7 @@
 #include "cases/problem.h"
 #include "moba/moba.h"
 
-namespace moba::forward_test {
+namespace moba::test {
 
 inline void must(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
@@ -108,4 +108,4 @@ class DeviceTensor {
   std::size_t bytes_ = 0;
 };
 
-}  // namespace moba::forward_test
+}  // namespace moba::test
