@@ -44,7 +44,7 @@ struct Slice {
   std::int64_t first_list = 0, lists = 0;
 };
 
-/// The tables of sequences and blocks. Two launches; sets bits of the context's error word where cu_seqlens was
+/// The tables of sequences and blocks. One launch or two; sets bits of the context's error word where cu_seqlens was
 /// clamped.
 class BlockMap {
  public:
@@ -97,13 +97,12 @@ class BlockInverse {
   const BlockMap& map_;
   Selection selection_;
   std::int64_t item_rows_;
-  std::int64_t segments_;
   std::int64_t bins_ = 0, max_items_ = 0;
   Scratch<std::int64_t> offsets_;
   Scratch<std::uint32_t> entries_;
   Scratch<std::int32_t> first_item_;
   Scratch<WorkItem> items_;
-  Scratch<std::uint32_t> counts_;  // [lists, segments, block_rows]
+  Scratch<std::uint32_t> counts_;  // [lists of a group, segments, block_rows]
 };
 
 }  // namespace moba::cuda

@@ -19,10 +19,9 @@ struct Offsets {
   std::int64_t maximum = 0;  // the longest sequence that the caller promises
 };
 
-void launch_sequences(cudaStream_t stream, const Offsets& q, const Offsets& k, std::int64_t count,
-                      SequenceSpan* sequences, std::int32_t* error_word);
-void launch_blocks(cudaStream_t stream, const SequenceSpan* sequences, std::int64_t count, std::int64_t block_size,
-                   std::int64_t block_rows, BlockSpan* blocks);
+void launch_block_map(cudaStream_t stream, const Offsets& q, const Offsets& k, std::int64_t count,
+                      SequenceSpan* sequences, std::int32_t* error_word, std::int64_t block_size,
+                      std::int64_t block_rows, BlockSpan* blocks);
 
 /// What the passes of `invert` share.
 struct InvertProblem {
@@ -40,13 +39,14 @@ struct InvertProblem {
 
 /// counts = how often each segment lists each block.
 void launch_invert_count(cudaStream_t stream, const InvertProblem& problem);
-/// counts = its exclusive sum over the segments; offsets and first_item from the totals.
-void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
+/// counts = its exclusive sum over the segments; offsets[b + 1] and first_item[b + 1] (which may be null) = where bin b
+/// ends. Begins at offsets[0] where `goes_on`, as left by the lists before, and at 0 where not.
+void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows, bool goes_on,
                         std::int64_t* offsets, std::int32_t* first_item);
 /// Exactly one of `entries` (packed) and `pairs` ((packed row, slot) as of moba::Inverse, `pair_stride` apart) is set.
 void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, const std::int64_t* offsets,
                            std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride);
-void launch_work_items(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
+void launch_work_items(cudaStream_t stream, std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
                        const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
                        WorkItem* items);
 
@@ -72,7 +72,7 @@ struct SelectProblem {
   std::int32_t budget;
   std::int32_t sinks;           // the first blocks of the sequence that take slots, where past
   std::int32_t force_previous;  // 1: the block before the own one takes a slot
-  std::int64_t block_size;
+  std::uint32_t block_size;     // the largest number stands for any that is larger: tokens are below 2^31
   const SequenceSpan* sequences;
   std::int64_t sequence_count;
 };

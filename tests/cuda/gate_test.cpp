@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cases/compare.h"
-#include "cuda/device_support.h"
+#include "cuda/device.h"
 #include "cuda/gate.h"
 #include "cuda/inverse.h"
 #include "sequences.h"
@@ -155,8 +155,9 @@ TEST_P(GateTest, PoolHasTheBitsOfTheReference) {
   HostTensor expected = poison, actual = poison;
   SerialContext serial;
   reference_backend().pool(serial, {problem.k.view(), problem.batch(), c.block_size, expected.view()});
-  const DeviceTensor k(problem.k), cu_q(problem.cu_q), cu_k(problem.cu_k), representatives(poison);
   DeviceContext context;
+  const DeviceTensor k(context, problem.k), cu_q(context, problem.cu_q), cu_k(context, problem.cu_k),
+      representatives(context, poison);
   cuda::pool(context, {k.view(), problem.batch_of(cu_q.view(), cu_k.view()), c.block_size, representatives.view()});
   representatives.read(actual);
   const std::vector<double> a = actual.values(), e = expected.values();
@@ -175,8 +176,8 @@ class Judge {
         q_(problem.q.values()),
         representatives_(problem.representatives.values()) {}
 
-  void expect_good(const HostTensor& lists, std::int64_t rows) {
-    for (std::int64_t row = 0; row < rows; ++row) {
+  void expect_good(const HostTensor& lists, std::int64_t rows, std::int64_t step = 1) {
+    for (std::int64_t row = 0; row < rows; row += step) {
       for (std::int64_t list = 0; list < c_.lists; ++list) {
         const std::int32_t* blocks = lists.view().as<std::int32_t>() + (row * c_.lists + list) * c_.budget;
         judge(row, list, blocks);
@@ -278,10 +279,11 @@ class Judge {
 TEST_P(GateTest, SelectsTheBestBlocks) {
   const GateCase& c = GetParam();
   const Problem problem(c);
-  const DeviceTensor q(problem.q), representatives(problem.representatives), cu_q(problem.cu_q), cu_k(problem.cu_k);
-  HostTensor lists = problem.empty_list();
-  const DeviceTensor blocks(lists), again(lists);
   DeviceContext context;
+  const DeviceTensor q(context, problem.q), representatives(context, problem.representatives),
+      cu_q(context, problem.cu_q), cu_k(context, problem.cu_k);
+  HostTensor lists = problem.empty_list();
+  const DeviceTensor blocks(context, lists), again(context, lists);
   const PackedBatch batch = problem.batch_of(cu_q.view(), cu_k.view());
   cuda::select(context, {q.view(), representatives.view(), batch, problem.selection(blocks.view())}, c.forced);
   blocks.read(lists);
@@ -300,9 +302,9 @@ TEST_P(GateTest, ScoresAreThoseOfTheReference) {
   SerialContext serial;
   reference_backend().score(
       serial, {problem.q.view(), problem.representatives.view(), problem.batch(), c.block_size, expected.view()});
-  const DeviceTensor q(problem.q), representatives(problem.representatives), cu_q(problem.cu_q), cu_k(problem.cu_k),
-      scores(actual);
   DeviceContext context;
+  const DeviceTensor q(context, problem.q), representatives(context, problem.representatives),
+      cu_q(context, problem.cu_q), cu_k(context, problem.cu_k), scores(context, actual);
   cuda::score(context, {q.view(), representatives.view(), problem.batch_of(cu_q.view(), cu_k.view()), c.block_size,
                         scores.view()});
   scores.read(actual);
@@ -354,9 +356,9 @@ void expect_inverse(const GateCase& c, const Problem& problem, const HostTensor&
   reference_backend().invert(
       serial,
       {problem.batch(), problem.selection(lists.view()), problem.rows, problem.keys, {offsets.view(), entries.view()}});
-  const DeviceTensor cu_q(problem.cu_q), cu_k(problem.cu_k), list(lists), device_offsets(no_offsets),
-      device_entries(no_entries);
   DeviceContext context;
+  const DeviceTensor cu_q(context, problem.cu_q), cu_k(context, problem.cu_k), list(context, lists),
+      device_offsets(context, no_offsets), device_entries(context, no_entries);
   const PackedBatch batch = problem.batch_of(cu_q.view(), cu_k.view());
   cuda::invert(context, {batch,
                          problem.selection(list.view()),
@@ -381,20 +383,20 @@ void expect_inverse(const GateCase& c, const Problem& problem, const HostTensor&
       const cuda::Slice slice{first_row, std::min(slice_rows, problem.rows - first_row), first_list,
                               std::min(slice_lists, c.lists - first_list)};
       inverse.build(slice);
-      check(cudaDeviceSynchronize(), "inverse");
+      must(cudaDeviceSynchronize(), "inverse");
       const std::int64_t bins = slice.lists * blocks;
       std::vector<std::int64_t> starts(static_cast<std::size_t>(bins + 1));
       std::vector<std::int32_t> first_item(starts.size());
-      check(cudaMemcpy(starts.data(), inverse.offsets(), starts.size() * 8, cudaMemcpyDeviceToHost), "copy");
-      check(cudaMemcpy(first_item.data(), inverse.first_item(), starts.size() * 4, cudaMemcpyDeviceToHost), "copy");
-      check(cudaMemcpy(spans.data(), map.blocks(), spans.size() * sizeof(cuda::BlockSpan), cudaMemcpyDeviceToHost),
-            "copy");
+      must(cudaMemcpy(starts.data(), inverse.offsets(), starts.size() * 8, cudaMemcpyDeviceToHost), "copy");
+      must(cudaMemcpy(first_item.data(), inverse.first_item(), starts.size() * 4, cudaMemcpyDeviceToHost), "copy");
+      must(cudaMemcpy(spans.data(), map.blocks(), spans.size() * sizeof(cuda::BlockSpan), cudaMemcpyDeviceToHost),
+           "copy");
       ASSERT_LE(first_item.back(), inverse.max_items());
       std::vector<std::uint32_t> packed(static_cast<std::size_t>(starts.back()));
       std::vector<cuda::WorkItem> items(static_cast<std::size_t>(first_item.back()));
-      check(cudaMemcpy(packed.data(), inverse.entries(), packed.size() * 4, cudaMemcpyDeviceToHost), "copy");
-      check(cudaMemcpy(items.data(), inverse.items(), items.size() * sizeof(cuda::WorkItem), cudaMemcpyDeviceToHost),
-            "copy");
+      must(cudaMemcpy(packed.data(), inverse.entries(), packed.size() * 4, cudaMemcpyDeviceToHost), "copy");
+      must(cudaMemcpy(items.data(), inverse.items(), items.size() * sizeof(cuda::WorkItem), cudaMemcpyDeviceToHost),
+           "copy");
       const std::int64_t* all = offsets.view().as<std::int64_t>();
       const std::int32_t* pairs = entries.view().as<std::int32_t>();
       std::size_t item = 0;
@@ -473,6 +475,29 @@ std::vector<GateCase> gate_cases() {
   return result;
 }
 
+// Several tiles for each multiprocessor, so that the persistent loops go round, and a list so large that the inverse is
+// built in groups of selection heads. Every 37th row is judged.
+TEST(GateAtSize, GoesRoundItsLoops) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device";
+  for (const std::int64_t budget : {2, 7, 11}) {
+    const GateCase c = {"size", {19999, 11, 3000}, {20005, 400, 3000}, 8, 4, 8, 64, 50, budget};
+    const Problem problem(c);
+    DeviceContext context;
+    const DeviceTensor q(context, problem.q), representatives(context, problem.representatives),
+        cu_q(context, problem.cu_q), cu_k(context, problem.cu_k);
+    HostTensor lists = problem.empty_list();
+    const DeviceTensor blocks(context, lists);
+    cuda::select(context, {q.view(), representatives.view(), problem.batch_of(cu_q.view(), cu_k.view()),
+                           problem.selection(blocks.view())});
+    blocks.read(lists);
+    Judge(c, problem).expect_good(lists, problem.rows, 37);
+  }
+  const GateCase c = {"groups", {20000}, {20000}, 5, 5, 5, 64, 16, 63};
+  Problem problem(c);
+  expect_inverse(c, problem, random_lists(c, problem, true, true));
+}
+
 INSTANTIATE_TEST_SUITE_P(All, GateTest, ::testing::ValuesIn(gate_cases()),
                          [](const auto& one) { return one.param.name; });
 
@@ -482,11 +507,11 @@ TEST(GateErrors, ReportsListsAndOffsetsOutOfRange) {
   const GateCase c = {"errors", {100, 100}, {100, 100}, 1, 1, 1, 64, 16, 2};
   Problem problem(c);
   const auto errors_of = [&](const HostTensor& cu, const HostTensor& lists, std::int64_t max_k) {
-    const DeviceTensor cu_q(problem.cu_q), cu_k(cu), list(lists);
+    DeviceContext context;
+    const DeviceTensor cu_q(context, problem.cu_q), cu_k(context, cu), list(context, lists);
     const HostTensor offsets(DType::kInt64, {problem.representatives.view().shape[0] + 1}),
         entries(DType::kInt32, {400, 2});
-    const DeviceTensor device_offsets(offsets), device_entries(entries);
-    DeviceContext context;
+    const DeviceTensor device_offsets(context, offsets), device_entries(context, entries);
     PackedBatch batch = problem.batch_of(cu_q.view(), cu_k.view());
     batch.max_seqlen_k = max_k;
     cuda::invert(context, {batch,
@@ -494,8 +519,8 @@ TEST(GateErrors, ReportsListsAndOffsetsOutOfRange) {
                            problem.rows,
                            problem.keys,
                            {device_offsets.view(), device_entries.view()}});
-    check(cudaDeviceSynchronize(), "invert");
-    return context.errors();
+    must(cudaDeviceSynchronize(), "invert");
+    return context.error_bits();
   };
   HostTensor lists = problem.empty_list();
   for (std::int64_t i = 0; i < lists.numel(); ++i) lists.set(i, -1);
@@ -525,18 +550,18 @@ TEST(MergeOnDevice, AgreesWithTheReference) {
         for (std::int64_t at = 0; at < kRows * kHeads; at += 10) lses.back().set(at, -kInfinity);
       }
       outs[1].set(0, std::numeric_limits<double>::quiet_NaN());  // row 0 of head 0 is empty in every part
+      DeviceContext context;
       std::vector<Partial> parts, device_parts;
       std::vector<std::unique_ptr<DeviceTensor>> device;
       for (std::size_t i = 0; i < outs.size(); ++i) {
         parts.push_back({outs[i].view(), lses[i].view()});
-        device.push_back(std::make_unique<DeviceTensor>(outs[i]));
-        device.push_back(std::make_unique<DeviceTensor>(lses[i]));
+        device.push_back(std::make_unique<DeviceTensor>(context, outs[i]));
+        device.push_back(std::make_unique<DeviceTensor>(context, lses[i]));
         device_parts.push_back({device[2 * i]->view(), device[2 * i + 1]->view()});
       }
       SerialContext serial;
       const HostTensor out(dtype, {kRows, kHeads, dim}), lse(DType::kFloat32, {kHeads, kRows});
       reference_backend().merge(serial, {parts, {out.view(), lse.view()}});
-      DeviceContext context;
       cuda::merge(context, {device_parts, device_parts[0]});  // the result is one of the parts
       const HostTensor actual = out, actual_lse = lse;
       device[0]->read(actual);

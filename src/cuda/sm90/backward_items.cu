@@ -1,5 +1,5 @@
-// The work list of the products: units in order of their block, so that the blocks of the beginning, which most rows can
-// choose, come first; a unit with more tiles than the limit is cut into parts of equal size.
+// The work list of the products: units in order of their block, so that the blocks of the beginning, which most rows
+// can choose, come first; a unit with more tiles than the limit is cut into parts of equal size.
 #include "cuda/cuda_check.h"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/backward_tiles.cuh"

@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardCh
       const std::int64_t position = row - sequence.q_begin + sequence.k_length - sequence.q_length;
       if (position >= 0) {
         const std::int64_t own = position / chunk.block_size;
-        const T* places = static_cast<const T*>(chunk.partials) +
-                          index * (chunk.budget + 1) * chunk.unit_tiles * kDim + lane * 8;
+        const T* places =
+            static_cast<const T*>(chunk.partials) + index * (chunk.budget + 1) * chunk.unit_tiles * kDim + lane * 8;
         const std::int32_t* list = chunk.blocks + row * chunk.blocks_row_stride +
                                    head * chunk.selection_heads / chunk.heads * chunk.blocks_head_stride;
         const auto add = [&](int slot, int units) {
@@ -158,14 +158,19 @@ __global__ void __launch_bounds__(kThreads) add_slabs_kernel(const BackwardChunk
     if (key >= unit.keys) continue;
     float* total = chunk.sums == nullptr
                        ? nullptr
-                       : chunk.sums + ((static_cast<std::int64_t>(of) * chunk.kv_heads + unit.kv_head -
-                                        chunk.first_kv_head) * chunk.total_keys + unit.first_key + key) * kDim + lane * 8;
+                       : chunk.sums +
+                             ((static_cast<std::int64_t>(of) * chunk.kv_heads + unit.kv_head - chunk.first_kv_head) *
+                                  chunk.total_keys +
+                              unit.first_key + key) *
+                                 kDim +
+                             lane * 8;
     float sums[8] = {};
     if (total != nullptr) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) sums[i] = total[i];
     }
-    const float* slab = chunk.slabs + ((static_cast<std::int64_t>(slabs.first) * 2 + of) * kUnitKeys + key) * kDim + lane * 8;
+    const float* slab =
+        chunk.slabs + ((static_cast<std::int64_t>(slabs.first) * 2 + of) * kUnitKeys + key) * kDim + lane * 8;
     for (int part = 0; part < slabs.parts; ++part, slab += 2 * kUnitKeys * kDim) {
       const float4 low = reinterpret_cast<const float4*>(slab)[0], high = reinterpret_cast<const float4*>(slab)[1];
       sums[0] += low.x, sums[1] += low.y, sums[2] += low.z, sums[3] += low.w;

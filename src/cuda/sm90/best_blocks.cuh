@@ -4,29 +4,33 @@
 // row's threshold; when a queue is nearly full, the threshold rises to a lower bound of the row's k-th best score so
 // far, and the queues drop what is below it. A score at or below the threshold has k better ones before it (columns
 // come in ascending order, and ties go to the lower), so nothing that belongs to the answer is ever dropped.
+//
+// Few warps share a multiprocessor here, so what counts is latency: entries are read four at a time, and where
+// registers allow, the two rows of a thread go side by side.
 #pragma once
 
 #include <cstdint>
 
 #include "cuda/device/barrier.cuh"
-#include "cuda/device/softmax.cuh"
+#include "cuda/device/quad.cuh"
+#include "cuda/sm90/sorted_scores.cuh"
 
 namespace moba::cuda {
 
-inline constexpr unsigned kAllLanes = 0xffffffffu;
 /// Columns of a row that a lane judges between two looks at the room of its queues.
 inline constexpr int kPushes = 8;
 /// Threads that share a set of queues: one warpgroup.
 inline constexpr int kQueueThreads = 128;
 /// Bytes from an entry {score, column} of a lane's queue to the next: those of the other lanes and rows lie between.
 inline constexpr std::uint32_t kEntryStride = 2 * kQueueThreads * 8;
-/// Sorted scores of a lane that the bound of a row is made from; four lanes hold enough of them for k up to 16.
-inline constexpr int kSorted = 4;
-inline constexpr int kMostBounded = 4 * kSorted;
+/// Entries read at a time.
+inline constexpr int kBatch = 4;
 
-/// Entries of a lane's queue of one row.
+/// Entries of a lane's queue of one row: k and kPushes must fit; with a few more, queues are full less often.
 constexpr int queue_capacity(int k) {
-  return (k + kPushes + 7) / 8 * 8;
+  constexpr int kLeast = 24;
+  const int needed = (k + kPushes + 7) / 8 * 8;
+  return needed < kLeast ? kLeast : needed;
 }
 constexpr int queue_bytes(int k) {
   return queue_capacity(k) * static_cast<int>(kEntryStride);
@@ -45,6 +49,14 @@ __device__ __forceinline__ Entry load_entry(std::uint32_t address) {
 __device__ __forceinline__ void store_entry(std::uint32_t address, const Entry& entry) {
   asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "f"(entry.score), "r"(entry.column) : "memory");
 }
+__device__ __forceinline__ std::int32_t load_word(std::uint32_t address) {
+  std::int32_t word;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+__device__ __forceinline__ void store_word(std::uint32_t address, std::int32_t word) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
 __device__ __forceinline__ bool better(const Entry& a, const Entry& b) {
   return a.score > b.score || (a.score == b.score && a.column < b.column);
 }
@@ -60,60 +72,6 @@ __device__ __forceinline__ void push_above(float score, float threshold, std::in
       : "+r"(end)
       : "f"(score), "f"(threshold), "r"(column), "n"(kEntryStride)
       : "memory");
-}
-
-/// sorted (descending) takes in one more value, not a NaN, and loses its least.
-__device__ __forceinline__ void keep_sorted(float (&sorted)[kSorted], float value) {
-#pragma unroll
-  for (int i = kSorted - 1; i > 0; --i) sorted[i] = fmaxf(sorted[i], fminf(sorted[i - 1], value));
-  sorted[0] = fmaxf(sorted[0], value);
-}
-
-/// A bitonic run of kCount values in descending order.
-template <int kCount>
-__device__ __forceinline__ void sort_bitonic(float* values) {
-#pragma unroll
-  for (int step = kCount / 2; step > 0; step /= 2) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (i & step) continue;
-      const float high = fmaxf(values[i], values[i + step]), low = fminf(values[i], values[i + step]);
-      values[i] = high;
-      values[i + step] = low;
-    }
-  }
-}
-
-/// The k-th largest (1 <= k <= kMostBounded) of the sorted values of the four lanes of a quad; the same in each lane.
-__device__ __forceinline__ float kth_of_quad(const float (&sorted)[kSorted], int k) {
-  float pair[2 * kSorted];
-#pragma unroll
-  for (int i = 0; i < kSorted; ++i) {
-    const float other = __shfl_xor_sync(kAllLanes, sorted[kSorted - 1 - i], 1);
-    pair[i] = fmaxf(sorted[i], other);
-    pair[kSorted + i] = fminf(sorted[i], other);
-  }
-  sort_bitonic<kSorted>(pair);
-  sort_bitonic<kSorted>(pair + kSorted);
-  float half[2 * kSorted];  // the upper half of all values where k lies in it, or the lower
-#pragma unroll
-  for (int i = 0; i < 2 * kSorted; ++i) {
-    const float other = __shfl_xor_sync(kAllLanes, pair[2 * kSorted - 1 - i], 2);
-    half[i] = k <= 2 * kSorted ? fmaxf(pair[i], other) : fminf(pair[i], other);
-  }
-  sort_bitonic<2 * kSorted>(half);
-  float result = half[0];
-#pragma unroll
-  for (int i = 1; i < 2 * kSorted; ++i) result = (k - 1) % (2 * kSorted) == i ? half[i] : result;
-  return result;
-}
-
-/// The next float below; -inf stays.
-__device__ __forceinline__ float below(float x) {
-  if (x == minus_infinity()) return x;
-  if (x == 0.0f) return __int_as_float(0x80000001u);
-  const int bits = __float_as_int(x);
-  return __int_as_float(x > 0.0f ? bits - 1 : bits + 1);
 }
 
 /// The choice of one warp for its 16 rows (two of each thread), over one item.
@@ -135,39 +93,86 @@ struct BestBlocks {
     }
   }
 
-  /// Takes in a tile of 128 columns; `column` is that of scores[0]. Columns that may not be chosen hold -inf or NaN.
-  __device__ __forceinline__ void take(const float (&scores)[64], std::int32_t column, bool first) {
+  /// Takes in a tile of 128 columns, of which the first `columns` count; `column` is that of scores[0]. Columns that
+  /// may not be chosen hold -inf or NaN.
+  __device__ __forceinline__ void take(const float (&scores)[64], std::int32_t column, int columns, bool first) {
     if (first && k <= kMostBounded) first_bound(scores);
-#pragma unroll
-    for (int group = 0; group < 64; group += 4 * kPushes / 2) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int j = 0; j < kPushes / 2; ++j) {
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            push_above(scores[group + 4 * j + 2 * i + c], threshold[i], column + 2 * (group + 4 * j) + c, end[i]);
-          }
-        }
+      // A loop with a choice inside, so that there is one copy of tighten() and not one for each group.
+#pragma unroll 1
+    for (int group = 0; group < 4 && 32 * group < columns; ++group) {
+      switch (group) {
+        case 0: push_group<0>(scores, column); break;
+        case 1: push_group<1>(scores, column); break;
+        case 2: push_group<2>(scores, column); break;
+        default: push_group<3>(scores, column); break;
       }
       if (__any_sync(kAllLanes, end[0] - begin[0] > limit || end[1] - begin[1] > limit)) tighten();
     }
   }
 
-  /// A threshold just below a lower bound of the k-th best score of the tile: the k-th largest of the quad's best
-  /// maxima of four scores each. The scores that make the bound pass it.
+  /// After the last tile: calls use(row i, place among the row's chosen in ascending order, column) for each chosen
+  /// column; `counts[i]` is how many the row has. Queues are consumed.
+  template <class Use>
+  __device__ __forceinline__ void finish(int (&counts)[2], Use&& use) {
+    if (k <= kMostBounded) {
+      float bound[2];
+      bounds<2>(begin, end, bound);
+      drop_below<2>(begin, end, bound);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) counts[i] = held_of_quad(end[i] - begin[i]);
+    if (__any_sync(kAllLanes, counts[0] > k || counts[1] > k)) {
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) {
+        const std::uint32_t kept =
+            keep_best(i == 0 ? begin[0] : begin[1], i == 0 ? end[0] : end[1], i == 0 ? counts[0] : counts[1]);
+        if (i == 0) {
+          end[0] = kept;
+        } else {
+          end[1] = kept;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) counts[i] = min(counts[i], k);
+    }
+    if (k <= kMostBounded) {
+      use_lists(counts, use);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        use_queues(begin[i], end[i], [&](int place, std::int32_t column) { use(i, place, column); });
+    }
+    __syncwarp();
+  }
+
+ private:
+  /// The kPushes columns that the lane has of each row in the 32 columns of a group.
+  template <int kGroup>
+  __device__ __forceinline__ void push_group(const float (&scores)[64], std::int32_t column) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = kGroup * kPushes / 2; j < (kGroup + 1) * kPushes / 2; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) push_above(scores[4 * j + 2 * i + c], threshold[i], column + 8 * j + c, end[i]);
+      }
+    }
+  }
+
+  /// A threshold just below a lower bound of the k-th best score of the tile: the k-th largest of the maxima of four
+  /// scores each. The scores that make the bound pass it.
   __device__ __forceinline__ void first_bound(const float (&scores)[64]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sorted[kSorted];
 #pragma unroll
-      for (int s = 0; s < kSorted; ++s) sorted[s] = minus_infinity();
-#pragma unroll
-      for (int j = 0; j < 16; j += 2) {
-        const float* four = scores + 4 * j + 2 * i;
-        const float highest = fmaxf(fmaxf(four[0], four[1]), fmaxf(four[4], four[5]));
-        keep_sorted(sorted, fmaxf(highest, minus_infinity()));  // four NaN become -inf
+      for (int s = 0; s < kSorted; ++s) {
+        const float* four = scores + 8 * s + 2 * i;
+        // Maxima pass over a NaN; four of them become -inf.
+        sorted[s] = fmaxf(fmaxf(fmaxf(four[0], four[1]), fmaxf(four[4], four[5])), minus_infinity());
       }
+      sort_eight(sorted);
       threshold[i] = below(kth_of_quad(sorted, k));
     }
   }
@@ -176,53 +181,109 @@ struct BestBlocks {
   __device__ __forceinline__ void tighten() {
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
-      const std::uint32_t from = i == 0 ? begin[0] : begin[1];
-      std::uint32_t to = i == 0 ? end[0] : end[1];
-      float bound = i == 0 ? threshold[0] : threshold[1];
+      const std::uint32_t from[1] = {i == 0 ? begin[0] : begin[1]};
+      std::uint32_t to[1] = {i == 0 ? end[0] : end[1]};
+      float bound[1] = {minus_infinity()};
+      const float before = i == 0 ? threshold[0] : threshold[1];
       if (k <= kMostBounded) {
-        float sorted[kSorted];
-#pragma unroll
-        for (int s = 0; s < kSorted; ++s) sorted[s] = minus_infinity();
-        for (std::uint32_t at = from; at != to; at += kEntryStride) keep_sorted(sorted, load_entry(at).score);
-        bound = fmaxf(bound, kth_of_quad(sorted, k));
-        to = drop_below(from, to, bound);
+        bounds<1>(from, to, bound);
+        bound[0] = fmaxf(bound[0], before);
+        drop_below<1>(from, to, bound);
       }
-      while (to - from > limit) to = drop_worst(from, to);
+      while (to[0] - from[0] > limit) to[0] = drop_worst(from[0], to[0]);
       if (k > kMostBounded) {
         float least = minus_infinity();
-        if (to - from >= static_cast<std::uint32_t>(k) * kEntryStride) {
-          least = load_entry(from).score;
-          for (std::uint32_t at = from; at != to; at += kEntryStride) least = fminf(least, load_entry(at).score);
+        if (to[0] - from[0] >= static_cast<std::uint32_t>(k) * kEntryStride) {
+          least = load_entry(from[0]).score;
+          for (std::uint32_t at = from[0]; at != to[0]; at += kEntryStride) least = fminf(least, load_entry(at).score);
         }
         __syncwarp();
-        bound = fmaxf(bound, quad_max(least));
+        bound[0] = fmaxf(before, quad_max(least));
       }
       if (i == 0) {
-        end[0] = to;
-        threshold[0] = bound;
+        end[0] = to[0];
+        threshold[0] = bound[0];
       } else {
-        end[1] = to;
-        threshold[1] = bound;
+        end[1] = to[0];
+        threshold[1] = bound[0];
       }
       __syncwarp();
     }
   }
 
-  /// Keeps the entries at or above the bound, in their order; returns the new end.
-  __device__ __forceinline__ static std::uint32_t drop_below(std::uint32_t from, std::uint32_t to, float bound) {
-    std::uint32_t kept = from;
-    for (std::uint32_t at = from; at != to; at += kEntryStride) {
-      const Entry entry = load_entry(at);
-      if (entry.score >= bound) {
-        store_entry(kept, entry);
-        kept += kEntryStride;
+  /// Lower bounds of the k-th best scores that the quads hold, of kRows rows; the very scores for k <= kSorted.
+  template <int kRows>
+  __device__ __forceinline__ void bounds(const std::uint32_t* from, const std::uint32_t* to,
+                                         float (&bound)[kRows]) const {
+    float sorted[kRows][kSorted];
+    std::uint32_t longest = 0;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      longest = max(longest, to[i] - from[i]);
+#pragma unroll
+      for (int s = 0; s < kSorted; ++s) sorted[i][s] = minus_infinity();
+    }
+    longest = __reduce_max_sync(kAllLanes, longest);
+#pragma unroll 1
+    for (std::uint32_t step = 0; step < longest; step += kBatch * kEntryStride) {
+      float scores[kRows][kBatch];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+        for (int e = 0; e < kBatch; ++e) {
+          const std::uint32_t at = step + e * kEntryStride;
+          scores[i][e] = at < to[i] - from[i] ? load_entry(from[i] + at).score : minus_infinity();
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < kBatch; ++e) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) keep_sorted(sorted[i], scores[i][e]);
       }
     }
-    return kept;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) bound[i] = kth_of_quad(sorted[i], k);
+  }
+
+  /// Keeps the entries at or above the bound, in their order, and moves the ends.
+  template <int kRows>
+  __device__ __forceinline__ static void drop_below(const std::uint32_t* from, std::uint32_t* to,
+                                                    const float (&bound)[kRows]) {
+    std::uint32_t longest = 0, kept[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      longest = max(longest, to[i] - from[i]);
+      kept[i] = from[i];
+    }
+    longest = __reduce_max_sync(kAllLanes, longest);
+#pragma unroll 1
+    for (std::uint32_t step = 0; step < longest; step += kBatch * kEntryStride) {
+      Entry entries[kRows][kBatch];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+        for (int e = 0; e < kBatch; ++e) {
+          const std::uint32_t at = step + e * kEntryStride;
+          entries[i][e] = at < to[i] - from[i] ? load_entry(from[i] + at) : Entry{__int_as_float(0x7fffffff), 0};
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < kBatch; ++e) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          if (entries[i][e].score >= bound[i]) {  // never for the NaN behind the end
+            store_entry(kept[i], entries[i][e]);
+            kept[i] += kEntryStride;
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) to[i] = kept[i];
   }
 
   /// Drops the worst entry. A queue holds more than k when this is called, so the worst is not among the row's best k.
-  __device__ __noinline__ static std::uint32_t drop_worst(std::uint32_t from, std::uint32_t to) {
+  __device__ __forceinline__ static std::uint32_t drop_worst(std::uint32_t from, std::uint32_t to) {
     std::uint32_t worst_at = from;
     Entry worst = load_entry(from);
     for (std::uint32_t at = from + kEntryStride; at != to; at += kEntryStride) {
@@ -238,78 +299,130 @@ struct BestBlocks {
     return to - kEntryStride;
   }
 
-  /// After the last tile: calls use(row i, place among the row's chosen in ascending order, column) for each chosen
-  /// column, by the lane that holds it; `counts[i]` is how many the row has. Queues are consumed.
-  template <class Use>
-  __device__ __forceinline__ void finish(int (&counts)[2], Use&& use) {
-    if (k <= kMostBounded) tighten();
-#pragma unroll 1
-    for (int i = 0; i < 2; ++i) {
-      const std::uint32_t from = i == 0 ? begin[0] : begin[1];
-      std::uint32_t to = i == 0 ? end[0] : end[1];
-      const int lane = threadIdx.x & 3;
-      const std::uint32_t quad = from - lane * 8;  // the queue of the quad's first lane
-      std::uint32_t sizes[4];
-      int held = 0;
+  /// How many entries the quad has where this lane has so many bytes of them.
+  __device__ __forceinline__ static int held_of_quad(std::uint32_t bytes) {
+    int held = static_cast<int>(bytes / kEntryStride);
+    held += __shfl_xor_sync(kAllLanes, held, 1);
+    return held + __shfl_xor_sync(kAllLanes, held, 2);
+  }
+
+  /// Exactly the row's best k of the quad's entries, where it holds more; returns the lane's new end.
+  __device__ __forceinline__ std::uint32_t keep_best(std::uint32_t from, std::uint32_t to, int held) const {
+    const std::uint32_t quad = from - (threadIdx.x & 3) * 8;  // the queue of the quad's first lane
+    std::uint32_t sizes[4];
 #pragma unroll
-      for (int other = 0; other < 4; ++other) {
-        sizes[other] = __shfl_sync(kAllLanes, to - from, other, 4);
-        held += static_cast<int>(sizes[other] / kEntryStride);
-      }
-      if (__any_sync(kAllLanes, held > k)) {
-        // The entry with exactly k - 1 better ones is the least that stays.
-        Entry least = {minus_infinity(), -1};
-        for (std::uint32_t at = from; at != to; at += kEntryStride) {
-          const Entry entry = load_entry(at);
-          int rank = 0;
-#pragma unroll
-          for (int other = 0; other < 4; ++other) {
-            for (std::uint32_t step = 0; step != sizes[other]; step += kEntryStride) {
-              rank += better(load_entry(quad + other * 8 + step), entry);
-            }
-          }
-          if (rank == k - 1) least = entry;
-        }
-        __syncwarp();
-        // One lane of the quad has it; the others' column is -1. Where the row holds fewer than k, all stay.
-        const std::int32_t column =
-            max(max(__shfl_sync(kAllLanes, least.column, 0, 4), __shfl_sync(kAllLanes, least.column, 1, 4)),
-                max(__shfl_sync(kAllLanes, least.column, 2, 4), __shfl_sync(kAllLanes, least.column, 3, 4)));
-        least = {quad_max(least.score), column};
-        std::uint32_t kept = from;
-        for (std::uint32_t at = from; at != to; at += kEntryStride) {
-          const Entry entry = load_entry(at);
-          if (held <= k || !better(least, entry)) {
-            store_entry(kept, entry);
-            kept += kEntryStride;
-          }
-        }
-        to = kept;
-        __syncwarp();
-      }
-      held = 0;
-#pragma unroll
-      for (int other = 0; other < 4; ++other) {
-        sizes[other] = __shfl_sync(kAllLanes, to - from, other, 4);
-        held += static_cast<int>(sizes[other] / kEntryStride);
-      }
+    for (int other = 0; other < 4; ++other) sizes[other] = __shfl_sync(kAllLanes, to - from, other, 4);
+    // The entry with exactly k - 1 better ones is the least that stays.
+    Entry least = {minus_infinity(), -1};
+    if (held > k) {
       for (std::uint32_t at = from; at != to; at += kEntryStride) {
-        const std::int32_t column = load_entry(at).column;
-        int place = 0;
+        const Entry entry = load_entry(at);
+        int rank = 0;
 #pragma unroll
         for (int other = 0; other < 4; ++other) {
           for (std::uint32_t step = 0; step != sizes[other]; step += kEntryStride) {
-            place += load_entry(quad + other * 8 + step).column < column;
+            rank += better(load_entry(quad + other * 8 + step), entry);
           }
         }
-        use(i, place, column);
+        if (rank == k - 1) least = entry;
       }
-      if (i == 0) {
-        counts[0] = held;
-      } else {
-        counts[1] = held;
+    }
+    __syncwarp();
+    // One lane of the quad has it; the columns of the others are -1.
+    std::int32_t column = max(least.column, __shfl_xor_sync(kAllLanes, least.column, 1));
+    column = max(column, __shfl_xor_sync(kAllLanes, column, 2));
+    least = {quad_max(least.score), column};
+    std::uint32_t kept = from;
+    if (held > k) {
+      for (std::uint32_t at = from; at != to; at += kEntryStride) {
+        const Entry entry = load_entry(at);
+        if (!better(least, entry)) {
+          store_entry(kept, entry);
+          kept += kEntryStride;
+        }
       }
-      __syncwarp();
+    } else {
+      kept = to;
+    }
+    __syncwarp();
+    return kept;
+  }
+
+  /// finish() for k <= kMostBounded: the quad lays its columns in one row of words, behind what the queues hold now,
+  /// and each lane finds the places of every fourth.
+  template <class Use>
+  __device__ __forceinline__ void use_lists(const int (&counts)[2], Use&& use) const {
+    constexpr int kEach = kMostBounded / 4;
+    const int lane = threadIdx.x & 3;
+    std::uint32_t list[2];
+    std::uint32_t longest = 0;
+    int at[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      list[i] = begin[i] - lane * 8 + static_cast<std::uint32_t>(queue_capacity(k) - kEach) * kEntryStride;
+      const std::uint32_t bytes = end[i] - begin[i];
+      longest = max(longest, bytes);
+      const int mine = static_cast<int>(bytes / kEntryStride);
+      const int next = __shfl_xor_sync(kAllLanes, mine, 1);
+      const int pair = mine + next;
+      const int other = __shfl_xor_sync(kAllLanes, pair, 2);
+      at[i] = (lane & 1 ? next : 0) + (lane & 2 ? other : 0);
+    }
+    longest = __reduce_max_sync(kAllLanes, longest);
+    for (std::uint32_t step = 0; step < longest; step += kEntryStride) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (step < end[i] - begin[i]) store_word(word(list[i], at[i]++), load_word(begin[i] + step + 4));
+      }
+    }
+    __syncwarp();
+    std::int32_t mine[2][kEach];
+    int place[2][kEach] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int e = 0; e < kEach; ++e)
+        mine[i][e] = 4 * e + lane < counts[i] ? load_word(word(list[i], 4 * e + lane)) : 0;
+    }
+#pragma unroll
+    for (int t = 0; t < kMostBounded; ++t) {
+      if (t >= k) break;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::int32_t other = t < counts[i] ? load_word(word(list[i], t)) : 0x7fffffff;
+#pragma unroll
+        for (int e = 0; e < kEach; ++e) place[i][e] += other < mine[i][e];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        if (4 * e + lane < counts[i]) use(i, place[i][e], mine[i][e]);
+      }
+    }
+  }
+  __device__ __forceinline__ static std::uint32_t word(std::uint32_t list, int index) {
+    return list + static_cast<std::uint32_t>(index & 3) * 8 + static_cast<std::uint32_t>(index >> 2) * kEntryStride;
+  }
+
+  /// finish() for any k: each lane finds the places of its own entries.
+  template <class Use>
+  __device__ __forceinline__ static void use_queues(std::uint32_t from, std::uint32_t to, Use&& use) {
+    const std::uint32_t quad = from - (threadIdx.x & 3) * 8;
+    std::uint32_t sizes[4];
+#pragma unroll
+    for (int other = 0; other < 4; ++other) sizes[other] = __shfl_sync(kAllLanes, to - from, other, 4);
+    for (std::uint32_t at = from; at != to; at += kEntryStride) {
+      const std::int32_t column = load_entry(at).column;
+      int place = 0;
+#pragma unroll
+      for (int other = 0; other < 4; ++other) {
+        for (std::uint32_t step = 0; step != sizes[other]; step += kEntryStride) {
+          place += load_word(quad + other * 8 + step + 4) < column;
+        }
+      }
+      use(place, column);
     }
   }
 };

@@ -16,24 +16,28 @@ constexpr int kGroupRows = 64;  // of a warpgroup
 constexpr int kMostGroups = 3;
 constexpr int kMostStages = 4;
 // Of 128 a thread at launch: three warpgroups that choose and one that copies.
-constexpr int kConsumerRegisters = 160, kProducerRegisters = 24;
+constexpr int kConsumerRegisters = 152, kProducerRegisters = 40;
 // What a block of threads may have on this architecture, less the barriers and the alignment of the ring.
 constexpr int kSharedBytes = 227 * 1024 - 2048;
 
-/// Rows of one item, all of one sequence, and what is past for them.
+/// Rows of one item, all of one sequence, and what is past for them. 32 bits hold every token and block, and their
+/// divisions are several times as fast as those of 64 bits.
 struct RowTile {
-  std::int64_t first_row = 0, end_row = 0;  // packed
-  std::int64_t shift = 0;                   // position - row
-  std::int64_t first_block_row = 0;
-  int column_tiles = 0;  // tiles of representatives that any row of the item needs
+  std::int32_t first_row = 0, end_row = 0;  // packed
+  std::int32_t shift = 0;                   // position - row
+  std::int32_t first_block_row = 0;
+  std::int32_t column_tiles = 0;  // tiles of representatives that any row of the item needs
 };
 
 /// Tile t of the packed rows: tile i of sequence s has the number q_begin / rows + s + i, as block rows have.
-__device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, std::int64_t tile, int rows) {
-  std::int64_t low = 0, high = problem.sequence_count;
+__device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, std::int32_t tile, std::int32_t rows) {
+  const auto first_tile = [&](std::int32_t s) {
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(problem.sequences[s].q_begin) / rows) + s;
+  };
+  std::int32_t low = 0, high = static_cast<std::int32_t>(problem.sequence_count);
   while (low < high) {
-    const std::int64_t middle = low + (high - low) / 2;
-    if (problem.sequences[middle].q_begin / rows + middle <= tile) {
+    const std::int32_t middle = low + (high - low) / 2;
+    if (first_tile(middle) <= tile) {
       low = middle + 1;
     } else {
       high = middle;
@@ -42,21 +46,23 @@ __device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, std::
   RowTile result;
   if (low == 0) return result;
   const SequenceSpan sequence = problem.sequences[low - 1];
-  const std::int64_t at = (tile - sequence.q_begin / rows - (low - 1)) * rows;
+  const std::int64_t at = static_cast<std::int64_t>(tile - first_tile(low - 1)) * rows;
   if (at >= sequence.q_length) return result;
-  result.first_row = sequence.q_begin + at;
-  result.end_row = min(result.first_row + rows, sequence.q_begin + sequence.q_length);
-  result.shift = sequence.k_length - sequence.q_length - sequence.q_begin;
-  result.first_block_row = sequence.k_begin / problem.block_size + low - 1;
-  const std::int64_t last = result.end_row - 1 + result.shift;
-  const std::int64_t past = last < 0 ? 0 : last / problem.block_size;
-  result.column_tiles = past > problem.sinks ? static_cast<int>((past + kSelectColumns - 1) / kSelectColumns) : 0;
+  result.first_row = static_cast<std::int32_t>(sequence.q_begin + at);
+  result.end_row = static_cast<std::int32_t>(min(sequence.q_begin + at + rows, sequence.q_begin + sequence.q_length));
+  result.shift = static_cast<std::int32_t>(sequence.k_length - sequence.q_length - sequence.q_begin);
+  result.first_block_row =
+      static_cast<std::int32_t>(static_cast<std::uint32_t>(sequence.k_begin) / problem.block_size) + low - 1;
+  const std::int32_t last = result.end_row - 1 + result.shift;
+  const std::int32_t past =
+      last < 0 ? 0 : static_cast<std::int32_t>(static_cast<std::uint32_t>(last) / problem.block_size);
+  result.column_tiles = past > problem.sinks ? (past + kSelectColumns - 1) / kSelectColumns : 0;
   return result;
 }
 
 struct Shape {
   int groups, stages, row_tiles;
-  std::int64_t items;
+  std::int32_t items;
   int k;  // slots that are left for free choice
 };
 
@@ -65,11 +71,11 @@ struct RowPast {
   std::int32_t sinks = 0, end = 0, past = 0;
 };
 
-__device__ __forceinline__ RowPast past_of(const SelectProblem& problem, const RowTile& tile, std::int64_t row) {
+__device__ __forceinline__ RowPast past_of(const SelectProblem& problem, const RowTile& tile, std::int32_t row) {
   RowPast result;
-  const std::int64_t position = row + tile.shift;
+  const std::int32_t position = row + tile.shift;
   if (row >= tile.end_row || position < 0) return result;
-  result.past = static_cast<std::int32_t>(position / problem.block_size);
+  result.past = static_cast<std::int32_t>(static_cast<std::uint32_t>(position) / problem.block_size);
   result.sinks = min(problem.sinks, result.past);
   result.end = result.past - (problem.force_previous && result.past > result.sinks ? 1 : 0);
   return result;
@@ -92,6 +98,22 @@ __device__ __forceinline__ void load_rows(std::uint32_t (&words)[kDim / 4], cons
                                                    base + 8 * i * problem.q_row_stride + 16 * step + 8 * half))
                                              : 0u;
       }
+    }
+  }
+}
+
+/// Brings the query rows of an item into the L2 cache. The copying warp is a ring ahead of the warpgroups, which then
+/// wait for the cache and not for memory.
+template <class T, int kDim>
+__device__ __forceinline__ void prefetch_rows(const SelectProblem& problem, const RowTile& tile, int first_head,
+                                              int heads) {
+  constexpr int kLines = kDim * 2 / 128;  // of a row
+  const int lane = threadIdx.x % 32, count = (tile.end_row - tile.first_row) * kLines;
+  for (int head = first_head; head < first_head + heads; ++head) {
+    const T* base =
+        static_cast<const T*>(problem.q) + tile.first_row * problem.q_row_stride + head * problem.q_head_stride;
+    for (int line = lane; line < count; line += 32) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(base + line / kLines * problem.q_row_stride + line % kLines * 64));
     }
   }
 }
@@ -146,28 +168,33 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
 
   // The last rows have the most past, so tiles go from the last to the first: the longest items begin first.
   const auto for_each_item = [&](auto&& use) {
-    for (std::int64_t item = blockIdx.x; item < shape.items; item += gridDim.x) {
-      const int list = static_cast<int>(item % problem.lists);
-      const RowTile tile = find_tile(problem, shape.row_tiles - 1 - item / problem.lists, tile_rows);
+    const std::uint32_t lists = static_cast<std::uint32_t>(problem.lists);
+    for (std::uint32_t item = blockIdx.x; item < static_cast<std::uint32_t>(shape.items); item += gridDim.x) {
+      const int list = static_cast<int>(item % lists);
+      const RowTile tile = find_tile(problem, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows);
       if (tile.first_row < tile.end_row) use(tile, list);
     }
   };
 
   if (warp >= 4 * shape.groups) {
     give_registers<kProducerRegisters>();
-    if (threadIdx.x == 128 * shape.groups && shape.k > 0) {
-      prefetch_map(&problem.representatives);
+    if (warp == 4 * shape.groups && shape.k > 0) {
+      if (lane == 0) prefetch_map(&problem.representatives);
       for_each_item([&](const RowTile& tile, int list) {
-        const int first_kv = list * heads_of_list / heads_of_kv;
-        for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
-          for (int kv = first_kv; kv < first_kv + kv_of_list; ++kv) {
-            empty[stage].wait(parity ^ 1u);
-            full[stage].arrive_expecting(kStageBytes);
-            copy_tile<kSelectColumns, kDim>(ring + stage * kStageBytes, &problem.representatives, &full[stage],
-                                            static_cast<int>(tile.first_block_row) + column_tile * kSelectColumns, kv);
-            advance();
+        prefetch_rows<T, kDim>(problem, tile, list * heads_of_list, heads_of_list);
+        if (lane == 0) {
+          const int first_kv = list * heads_of_list / heads_of_kv;
+          for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
+            for (int kv = first_kv; kv < first_kv + kv_of_list; ++kv) {
+              empty[stage].wait(parity ^ 1u);
+              full[stage].arrive_expecting(kStageBytes);
+              copy_tile<kSelectColumns, kDim>(ring + stage * kStageBytes, &problem.representatives, &full[stage],
+                                              tile.first_block_row + column_tile * kSelectColumns, kv);
+              advance();
+            }
           }
         }
+        __syncwarp();  // the other lanes stay with the one that waits
       });
     }
   } else {
@@ -175,7 +202,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
     const int group = warp / 4, thread = threadIdx.x % 128;
     const std::uint32_t my_queues = shared_address(queues) + group * queue_bytes(shape.k);
     for_each_item([&](const RowTile& tile, int list) {
-      const std::int64_t row = tile.first_row + group * kGroupRows + warp % 4 * 16 + lane / 4;  // and row + 8
+      const std::int32_t row = tile.first_row + group * kGroupRows + warp % 4 * 16 + lane / 4;  // and row + 8
       const RowPast past[2] = {past_of(problem, tile, row), past_of(problem, tile, row + 8)};
       int counts[2] = {0, 0};
       std::int32_t* const lists = problem.blocks + row * problem.row_stride + list * problem.list_stride;
@@ -221,7 +248,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
               if (at < mine.sinks || at >= mine.end) scores[i] = minus_infinity();
             }
           }
-          best.take(scores, column, column_tile == 0);
+          best.take(scores, column, most_end - first_column, column_tile == 0);
         }
         best.finish(counts, [&](int i, int place, std::int32_t column) {
           const RowPast& mine = i == 0 ? past[0] : past[1];
@@ -262,7 +289,7 @@ Shape shape_of(const SelectProblem& problem) {
       std::clamp((kSharedBytes - shape.groups * queue_bytes(shape.k)) / stage_bytes, kFewestStages, kMostStages);
   const std::int64_t tile_rows = shape.groups * kGroupRows;
   shape.row_tiles = static_cast<int>(problem.rows / tile_rows + problem.sequence_count);
-  shape.items = shape.row_tiles * problem.lists;
+  shape.items = static_cast<std::int32_t>(shape.row_tiles * problem.lists);
   return shape;
 }
 
