@@ -2,6 +2,7 @@
 #include "cuda/attend.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "cuda/cuda_check.h"
@@ -69,7 +70,8 @@ void attend(Context& context, const AttendArgs& args) {
                                  map.block_rows() * static_cast<std::int64_t>(sizeof(BlockSpan));
   const std::int64_t pair_bytes =
       groups.heads_per_list * (dim * size_of(args.q.dtype) + static_cast<std::int64_t>(sizeof(float)));
-  const std::int64_t item_rows = item_rows_for({0, rows, 0, lists}, budget, groups, multiprocessors());
+  const std::int64_t item_rows =
+      item_rows_for({0, rows, 0, lists}, budget, args.selection.block_size, groups, multiprocessors());
   const Slice largest = largest_slice(rows, lists, budget, map.block_rows(), item_rows, pair_bytes, kOwnRows,
                                       context.workspace_limit() - map_bytes);
   const std::int64_t pairs = largest.rows * largest.lists * groups.heads_per_list * budget;
@@ -98,7 +100,8 @@ void attend(Context& context, const AttendArgs& args) {
   own.lse_head_stride = args.result.lse.stride[0];
   own.sequences = map.sequences();
   own.sequence_count = map.sequence_count();
-  own.block_size = args.selection.block_size;
+  // Beyond every position a block size is as good as any other, and the kernel divides in 32 bits.
+  own.block_size = std::min<std::int64_t>(args.selection.block_size, std::numeric_limits<std::int32_t>::max());
   own.heads_per_kv = groups.heads_per_kv;
   own.softmax_scale = scale;
   const CUtensorMap own_q = tensor_map("q", args.q, kOwnRows);
@@ -111,7 +114,7 @@ void attend(Context& context, const AttendArgs& args) {
                         std::min(largest.lists, lists - first_list)};
       Partials partials;
       partials.out = partial_out.data(), partials.lse = partial_lse.data();
-      partials.first_row = first_row;
+      partials.first_row = first_row, partials.rows = slice.rows;
       partials.first_head = static_cast<std::int32_t>(first_list) * groups.heads_per_list;
       partials.heads = static_cast<std::int32_t>(slice.lists) * groups.heads_per_list;
       partials.budget = static_cast<std::int32_t>(budget);

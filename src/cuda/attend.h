@@ -19,14 +19,20 @@ struct HeadGroups {
   std::int32_t heads_per_kv = 1;    // H / HK
 };
 
-/// Partial results of a slice: out [rows, heads, budget, D] in the dtype of q, lse float32 [rows, heads, budget],
-/// where heads are the query heads of the slice's lists. The lse of a slot without a block has all bits set.
+/// Partial results of a slice: out [heads, rows, budget, D] in the dtype of q, lse float32 [heads, rows, budget], where
+/// heads are the query heads of the slice's lists: work goes head by head, so that what it writes lies together. The
+/// lse of a slot without a block has all bits set. At most 2^32 - 1 slots, more than any Hopper GPU has room for.
 struct Partials {
   void* out = nullptr;
   float* lse = nullptr;
-  std::int64_t first_row = 0;
+  std::int64_t first_row = 0, rows = 0;
   std::int32_t first_head = 0, heads = 0;
   std::int32_t budget = 0;
+
+  /// Slot 0 of a row (counted from first_row) and a query head.
+  constexpr std::int64_t place(std::int64_t row, std::int32_t head) const {
+    return ((head - first_head) * rows + row) * budget;
+  }
 };
 
 struct HistoryArgs {

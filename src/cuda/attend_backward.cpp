@@ -14,7 +14,7 @@
 namespace moba::cuda {
 namespace {
 
-constexpr std::int64_t kRowGrain = 128;       // row chunks are multiples of it
+constexpr std::int64_t kRowGrain = 128;        // row chunks are multiples of it
 constexpr std::int64_t kFewestItemTiles = 32;  // an item of fewer would write more sums than it reads rows
 constexpr std::int64_t kItemRows = 1 << 20;    // of the inverse's own work list, which is not used here
 
@@ -70,7 +70,8 @@ class Plan {
   std::int64_t slab_bytes() const { return 2 * kUnitKeys * dim_ * 4; }
   std::int64_t most_slab_bytes() const { return limit_ / 6; }
 
-  /// Each (row, head) is in at most budget + 1 lists of unit_tiles units, and each list ends in a tile that is not full.
+  /// Each (row, head) is in at most budget + 1 lists of unit_tiles units, and each list ends in a tile that is not
+  /// full.
   std::int64_t most_tiles(std::int64_t rows, std::int64_t kv_heads) const {
     const std::int64_t heads = kv_heads * group(), tile = tile_rows_of(static_cast<int>(dim_));
     return unit_tiles * (ceil_div(rows * heads * (budget_ + 1), tile) + 2 * heads * block_rows_);
@@ -119,7 +120,7 @@ void check_supported(const AttendBackwardArgs& args) {
   const Selection& selection = args.selection;
   if (selection.kind != SelectionKind::kList) refuse("selection is not a list of blocks", "lists");
   if (selection.row_tile != 1) refuse("row_tile is " + std::to_string(selection.row_tile), "1");
-  if (selection.budget() >= kMaxBudget) refuse("budget is " + std::to_string(selection.budget()), "less than 64");
+  if (selection.budget() > kMaxBudget) refuse("budget is " + std::to_string(selection.budget()), "less than 64");
   if (args.v.shape[2] != args.q.shape[2]) {
     refuse("value dim is " + std::to_string(args.v.shape[2]) + " and head dim " + std::to_string(args.q.shape[2]),
            "equal ones");

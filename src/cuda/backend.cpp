@@ -1,5 +1,5 @@
-// The backend of Hopper GPUs as one object, exported by name: libmoba_cuda.so is loaded at run time where there is such a
-// device.
+// The backend of Hopper GPUs as one object, exported by name: libmoba_cuda.so is loaded at run time where there is such
+// a device.
 #include "moba/backend.h"
 
 #include "cuda/attend_backward.h"

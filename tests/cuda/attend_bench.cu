@@ -138,7 +138,7 @@ void time_row(const Row& row) {
   const cuda::HeadGroups groups = cuda::head_groups(h, hk, h);
   const cuda::Slice slice{0, n, 0, h};
   const cuda::BlockMap map(context, args.batch, n, n, row.block_size);
-  const std::int64_t item_rows = cuda::item_rows_for(slice, budget, groups, cuda::multiprocessors());
+  const std::int64_t item_rows = cuda::item_rows_for(slice, budget, row.block_size, groups, cuda::multiprocessors());
   cuda::BlockInverse inverse(context, map, args.selection, slice, item_rows);
   const Memory partial_out(n * h * budget * d * 2), partial_lse(n * h * budget * 4);
   cuda::HistoryArgs history;
@@ -147,12 +147,9 @@ void time_row(const Row& row) {
   history.block_size = row.block_size;
   history.groups = groups;
   history.softmax_scale = static_cast<float>(args.softmax_scale);
-  history.partials = {partial_out.get(),
-                      static_cast<float*>(partial_lse.get()),
-                      0,
-                      0,
-                      static_cast<std::int32_t>(h),
-                      static_cast<std::int32_t>(budget)};
+  cuda::Partials& partials = history.partials;
+  partials.out = partial_out.get(), partials.lse = static_cast<float*>(partial_lse.get());
+  partials.rows = n, partials.heads = static_cast<std::int32_t>(h), partials.budget = static_cast<std::int32_t>(budget);
   const int key_rows = cuda::history_key_rows(row.block_size);
   const CUtensorMap k_map = cuda::tensor_map("k", args.k, key_rows), v_map = cuda::tensor_map("v", args.v, key_rows);
   const float invert_ms = median_ms(stream, [&] { inverse.build(slice); });
@@ -201,7 +198,7 @@ void time_row(const Row& row) {
 }  // namespace moba::test
 
 int main(int argc, char** argv) {
-  for (const moba::test::Row& row : moba::test::kRows) {
+  for (const moba::test::Row& row : moba::forward_test::kRows) {
     if (argc > 1 && std::strstr(row.name, argv[1]) == nullptr) continue;
     try {
       moba::test::time_row(row);

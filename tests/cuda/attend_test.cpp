@@ -2,9 +2,13 @@
 // that are hard for them.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "cases/compare.h"
 #include "cases/dense.h"
@@ -154,6 +158,78 @@ TEST(CudaAttendSlices, SameBitsWithLittleWorkspace) {
   EXPECT_LE(narrow.most_held(), narrow.workspace_limit());
   EXPECT_TRUE(cases::same_bits(a.out, b.out) && cases::same_bits(a.lse, b.lse));
   EXPECT_TRUE(cases::same_bits(a.out, c.out) && cases::same_bits(a.lse, c.lse));
+}
+
+/// Many more tiles than the GPU works on at a time; rows here and there against plain loops in double precision.
+TEST(CudaAttendLarge, SampledRows) {
+  constexpr std::int64_t kTokens = 16384, kHeads = 8, kKvHeads = 4, kDim = 128;
+  const auto numbers = [](std::int64_t heads, std::uint64_t seed) {  // uniform in [-1, 1), exact in bfloat16
+    HostTensor tensor(DType::kBFloat16, {kTokens, heads, kDim});
+    auto* bits = tensor.view().as<std::uint16_t>();
+    for (std::int64_t i = 0; i < tensor.numel(); ++i) {
+      seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+      const float value = static_cast<float>(static_cast<std::int32_t>(seed >> 56) - 128) / 128.0f;
+      bits[i] = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16);
+    }
+    return tensor;
+  };
+  for (const auto& [block_size, budget] : {std::pair<std::int64_t, std::int64_t>{128, 7}, {512, 2}, {100, 4}}) {
+    Problem problem;
+    problem.options.block_size = block_size;
+    problem.q = numbers(kHeads, 1), problem.k = numbers(kKvHeads, 2), problem.v = numbers(kKvHeads, 3);
+    problem.cu_seqlens_q = problem.cu_seqlens_k = cases::offsets_of({kTokens});
+    problem.max_seqlen_q = problem.max_seqlen_k = kTokens;
+    HostTensor list(DType::kInt32, {kTokens, kHeads, budget});
+    std::mt19937 random(7);
+    for (std::int64_t row = 0; row < kTokens; ++row) {
+      for (std::int64_t head = 0; head < kHeads; ++head) {
+        const std::int64_t own = row / block_size;
+        for (std::int64_t slot = 0; slot < budget; ++slot) {
+          const std::int64_t low = slot * own / budget, high = (slot + 1) * own / budget;
+          const std::int64_t block = own <= budget ? (slot < own ? slot : -1) : low + random() % (high - low);
+          list.view().as<std::int32_t>()[(row * kHeads + head) * budget + slot] = static_cast<std::int32_t>(block);
+        }
+      }
+    }
+    Selection selection;
+    selection.kind = SelectionKind::kList;
+    selection.block_size = block_size;
+    selection.blocks = list.view();
+    DeviceContext context(std::int64_t{60} << 20);  // several slices
+    const Results result = attend_on_gpu(context, problem, selection);
+    for (std::int64_t row = 5; row < kTokens; row += 131) {
+      const std::int64_t head = row % kHeads, kv_head = head * kKvHeads / kHeads, own = row / block_size;
+      std::vector<double> out(kDim), reach(kDim);  // sums of p * v and of p * |v|
+      std::vector<std::int64_t> keys;
+      for (std::int64_t slot = 0; slot < budget; ++slot) {
+        const std::int64_t block = list.view().as<std::int32_t>()[(row * kHeads + head) * budget + slot];
+        for (std::int64_t i = 0; block >= 0 && i < block_size; ++i) keys.push_back(block * block_size + i);
+      }
+      for (std::int64_t key = own * block_size; key <= row; ++key) keys.push_back(key);
+      double sum = 0.0;
+      for (const std::int64_t key : keys) {
+        double score = 0.0;
+        for (std::int64_t i = 0; i < kDim; ++i) {
+          score +=
+              problem.q.get((row * kHeads + head) * kDim + i) * problem.k.get((key * kKvHeads + kv_head) * kDim + i);
+        }
+        const double weight = std::exp(score * problem.scale());
+        sum += weight;
+        for (std::int64_t i = 0; i < kDim; ++i) {
+          const double value = problem.v.get((key * kKvHeads + kv_head) * kDim + i);
+          out[static_cast<std::size_t>(i)] += weight * value;
+          reach[static_cast<std::size_t>(i)] += weight * std::fabs(value);
+        }
+      }
+      ASSERT_NEAR(result.lse.get(head * kTokens + row), std::log(sum), 1e-4) << row << " block " << block_size;
+      for (std::int64_t i = 0; i < kDim; ++i) {
+        // Probabilities, partial results and the result are rounded to bfloat16, by 2^-9 at most each.
+        ASSERT_NEAR(result.out.get((row * kHeads + head) * kDim + i), out[static_cast<std::size_t>(i)] / sum,
+                    3 * 0x1p-9 * reach[static_cast<std::size_t>(i)] / sum)
+            << row << " " << i << " block " << block_size;
+      }
+    }
+  }
 }
 
 /// A NaN or infinity in v is seen in the rows that attend it, and in no other.

@@ -113,7 +113,8 @@ TEST(CudaBackward, LargerBlocksThanAUnit) {
         SCOPED_TRACE(std::to_string(dim) + " block " + std::to_string(block));
         const Problem problem = problem_of(dtype, dim, block, 3, 4, 2, {1100, 130}, {1100, 700});
         SerialContext host;
-        expect_right(problem, cases::choose(host, reference_backend(), problem).selection);
+        const Choice choice = cases::choose(host, reference_backend(), problem);
+        expect_right(problem, choice.selection);
       }
     }
   }
@@ -126,7 +127,9 @@ TEST(CudaBackward, OnePopularBlockAndLittleScratch) {
     HostTensor list(DType::kInt32, {2600, selection_heads, 1});
     for (std::int64_t row = 0; row < 2600; ++row) {
       for (std::int64_t head = 0; head < selection_heads; ++head) {
-        list.set(row * selection_heads + head, row < 64 ? -1.0 : row % 7 == 0 && head == 1 ? double(row / 64 - 1) : 0.0);
+        list.set(row * selection_heads + head, row < 64                    ? -1.0
+                                               : row % 7 == 0 && head == 1 ? double(row / 64 - 1)
+                                                                           : 0.0);
       }
     }
     Selection selection;
@@ -141,8 +144,7 @@ TEST(CudaBackward, OnePopularBlockAndLittleScratch) {
     EXPECT_TRUE(same_bits(once.dq, again.dq) && same_bits(once.dk, again.dk) && same_bits(once.dv, again.dv));
     for (std::int64_t mebibytes : {12, 9}) {
       SCOPED_TRACE(std::to_string(mebibytes) + " MiB, selection heads " + std::to_string(selection_heads));
-      ASSERT_NO_THROW(
-          cases::expect_within_twice(run_on_gpu(problem, selection, mebibytes << 20), same, exact, 2.0));
+      ASSERT_NO_THROW(cases::expect_within_twice(run_on_gpu(problem, selection, mebibytes << 20), same, exact, 2.0));
     }
   }
 }

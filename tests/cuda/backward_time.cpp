@@ -67,10 +67,10 @@ void wrap_terms(const TermsInput& c, DType t, int d, cudaStream_t s) asm(
 void wrap_terms(const TermsInput& c, DType t, int d, cudaStream_t s) {
   timed("terms", s, [&] { real_terms(c, t, d, s); });
 }
-void real_items(const BackwardChunk&, int, cudaStream_t) asm(
-    "__real__ZN4moba4cuda17launch_list_itemsERKNS0_13BackwardChunkEiP11CUstream_st");
-void wrap_items(const BackwardChunk& c, int d, cudaStream_t s) asm(
-    "__wrap__ZN4moba4cuda17launch_list_itemsERKNS0_13BackwardChunkEiP11CUstream_st");
+void real_items(const BackwardChunk&, int,
+                cudaStream_t) asm("__real__ZN4moba4cuda17launch_list_itemsERKNS0_13BackwardChunkEiP11CUstream_st");
+void wrap_items(const BackwardChunk& c, int d,
+                cudaStream_t s) asm("__wrap__ZN4moba4cuda17launch_list_itemsERKNS0_13BackwardChunkEiP11CUstream_st");
 void wrap_items(const BackwardChunk& c, int d, cudaStream_t s) {
   timed("items", s, [&] { real_items(c, d, s); });
 }
@@ -150,7 +150,8 @@ void time_one(const std::string& text) {
   fill_normal(dout.data, q_count, 3);
   fill_normal(k.data, k_count, 4);
   fill_normal(v.data, k_count, 5);
-  const std::vector<float> lses(static_cast<std::size_t>(n * heads), std::log(static_cast<float>(block * top_k)) + 0.5f);
+  const std::vector<float> lses(static_cast<std::size_t>(n * heads),
+                                std::log(static_cast<float>(block * top_k)) + 0.5f);
   must(cudaMemcpy(lse.data, lses.data(), lses.size() * 4, cudaMemcpyHostToDevice));
   must(cudaMemcpy(blocks.data, list.data(), list.size() * 4, cudaMemcpyHostToDevice));
   const std::int32_t ends[2] = {0, static_cast<std::int32_t>(n)};

@@ -27,6 +27,11 @@ class DeviceContext final : public SerialContext {
  public:
   explicit DeviceContext(std::int64_t limit = std::int64_t{1536} << 20) : limit_(limit) {
     must(cudaStreamCreate(&stream_), "cudaStreamCreate");
+    // Memory that is given back stays with the process: timings would count its mapping otherwise.
+    cudaMemPool_t pool = nullptr;
+    std::uint64_t threshold = ~std::uint64_t{0};
+    must(cudaDeviceGetDefaultMemPool(&pool, 0), "cudaDeviceGetDefaultMemPool");
+    must(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
     must(cudaMallocAsync(reinterpret_cast<void**>(&word_), sizeof(std::int32_t), stream_), "cudaMallocAsync");
     must(cudaMemsetAsync(word_, 0, sizeof(std::int32_t), stream_), "cudaMemsetAsync");
   }

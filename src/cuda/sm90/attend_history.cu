@@ -1,9 +1,12 @@
 // Attention of gathered query rows over the past block that they chose.
 //
 // A work item is a block and some of the rows that chose it. Its rows are taken 128 at a time: one warpgroup gathers
-// them with 16-byte copies and orders K and V of the block from the copy engine, two warpgroups multiply, 64 rows each.
-// A block that fits one tile of keys stays in shared memory for all tiles of the item; a larger one streams through a
-// ring once for every 128 rows, and the product S = Q K^T of one tile of keys runs beside O += P V of the one before.
+// them with 16-byte copies, up to three tiles ahead, and orders K and V of the block from the copy engine; two
+// warpgroups multiply, 64 rows each. A block that fits one tile of keys stays in shared memory for all tiles of the
+// item; a larger one streams through a ring once for every 128 rows. To the multiplying warpgroups all this is one
+// sequence of steps (a tile of rows, a tile of keys): the product S = Q K^T of a step runs beside O += P V of the one
+// before, across tiles and items, and the two warpgroups take turns so that one's exponentials hide behind the
+// other's products.
 #include <algorithm>
 
 #include "cuda/attend.h"
@@ -13,124 +16,12 @@
 #include "cuda/device/softmax.cuh"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/instances.h"
+#include "cuda/sm90/history_producer.cuh"
 
 namespace moba::cuda {
 namespace {
 
-constexpr int kRows = 128;                           // query rows of a tile
-constexpr int kConsumerWarps = 8;                    // two warpgroups
-constexpr int kThreads = 128 + kConsumerWarps * 32;  // the producers first
-constexpr int kQueryStages = 2;
-constexpr int kKeyStages = 2;
-constexpr int kProducerRegisters = 56;
-constexpr int kConsumerRegisters = 224;  // 128 * 56 + 256 * 224 <= 65536
-
-template <class T, int kDim, int kKeys>
-struct HistoryStorage {
-  alignas(1024) T q[kQueryStages][kRows * kDim];
-  alignas(1024) T k[kKeyStages][kKeys * kDim];
-  alignas(1024) T v[kKeyStages][kKeys * kDim];
-  Barrier q_full[kQueryStages], q_empty[kQueryStages];
-  Barrier k_full[kKeyStages], k_empty[kKeyStages];
-  Barrier v_full[kKeyStages], v_empty[kKeyStages];
-};
-
-/// A work item for one key/value head.
-struct Unit {
-  WorkItem item;
-  std::int32_t head;  // the first of its query heads
-  std::int32_t kv_head;
-  std::int64_t rows;  // entries times query heads
-  std::int32_t row_tiles, key_tiles;
-
-  __device__ __forceinline__ Unit(const HistoryArgs& args, std::int64_t index, int keys) {
-    const HeadGroups& groups = args.groups;
-    item = args.items[index / groups.units_per_list];
-    const auto unit = static_cast<std::int32_t>(index % groups.units_per_list);
-    head = (args.first_list + item.list) * groups.heads_per_list + unit * groups.heads_per_unit;
-    kv_head = head / groups.heads_per_kv;
-    rows = static_cast<std::int64_t>(item.count) * groups.heads_per_unit;
-    row_tiles = static_cast<std::int32_t>((rows + kRows - 1) / kRows);
-    key_tiles = (item.keys + keys - 1) / keys;
-  }
-};
-
-/// One row of a tile: which packed row (from the slice's first), query head and slot.
-struct Row {
-  bool valid;
-  std::uint32_t row, slot;
-  std::int32_t head;
-
-  __device__ __forceinline__ Row(const HistoryArgs& args, const Unit& unit, std::int64_t index) {
-    valid = index < unit.rows;
-    const std::int32_t group = args.groups.heads_per_unit;
-    const auto position = static_cast<std::uint32_t>(valid ? index : 0);
-    const std::uint32_t entry_index = group == 1 ? position : position / group;
-    head = unit.head + static_cast<std::int32_t>(position - entry_index * group);
-    const std::uint32_t entry = __ldg(args.entries + unit.item.begin + entry_index);
-    row = entry >> kSlotBits;
-    slot = entry & ((1u << kSlotBits) - 1u);
-  }
-};
-
-/// The producer warpgroup gathers one tile of query rows; each lane looks one row up for its warp.
-template <class T, int kDim>
-__device__ __forceinline__ void gather_rows(const HistoryArgs& args, const Unit& unit, std::int64_t first_index,
-                                            T* shared) {
-  constexpr int kChunks = kDim / 8;          // of 16 bytes in a row
-  constexpr int kRowsAtOnce = 32 / kChunks;  // by one warp
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const Row mine(args, unit, first_index + warp * 32 + lane);
-  const std::int64_t offset =
-      mine.valid ? (args.partials.first_row + mine.row) * args.q_row_stride + mine.head * args.q_head_stride : -1;
-  const int chunk = lane % kChunks;
-  const std::uint32_t base = shared_address(shared);
-#pragma unroll
-  for (int step = 0; step < 32 / kRowsAtOnce; ++step) {
-    const int row = step * kRowsAtOnce + lane / kChunks;
-    const std::int64_t from = __shfl_sync(0xffffffffu, offset, row);
-    const T* source = static_cast<const T*>(args.q) + (from < 0 ? 0 : from) + chunk * 8;
-    copy_16_async(base + swizzled_offset(kRows, warp * 32 + row, chunk), source, from >= 0);
-  }
-}
-
-template <class T, int kDim, int kKeys>
-__device__ __forceinline__ void produce(const HistoryArgs& args, const CUtensorMap& k_map, const CUtensorMap& v_map,
-                                        HistoryStorage<T, kDim, kKeys>& storage) {
-  RingPlace<kQueryStages> q_place;
-  RingPlace<kKeyStages> place;
-  const bool orders = threadIdx.x == 0;
-  const auto order_keys = [&](const Unit& unit, int tile) {
-    if (orders) {
-      constexpr std::uint32_t kBytes = kKeys * kDim * sizeof(T);
-      const auto key = static_cast<int>(unit.item.first_key + static_cast<std::int64_t>(tile) * kKeys);
-      storage.k_empty[place.stage].wait(place.parity ^ 1u);
-      storage.k_full[place.stage].arrive_expecting(kBytes);
-      copy_tile<kKeys, kDim>(storage.k[place.stage], &k_map, &storage.k_full[place.stage], key, unit.kv_head);
-      storage.v_empty[place.stage].wait(place.parity ^ 1u);
-      storage.v_full[place.stage].arrive_expecting(kBytes);
-      copy_tile<kKeys, kDim>(storage.v[place.stage], &v_map, &storage.v_full[place.stage], key, unit.kv_head);
-    }
-    place.advance();
-  };
-  const std::int64_t units = static_cast<std::int64_t>(*args.item_count) * args.groups.units_per_list;
-  for (std::int64_t index = blockIdx.x; index < units; index += gridDim.x) {
-    const Unit unit(args, index, kKeys);
-    const bool resident = unit.key_tiles == 1;
-    if (resident) order_keys(unit, 0);
-    for (int tile = 0; tile < unit.row_tiles; ++tile) {
-      __syncwarp();
-      storage.q_empty[q_place.stage].wait(q_place.parity ^ 1u);
-      gather_rows<T, kDim>(args, unit, static_cast<std::int64_t>(tile) * kRows, storage.q[q_place.stage]);
-      storage.q_full[q_place.stage].arrive_after_copies();
-      q_place.advance();
-      if (!resident) {
-        for (int key_tile = 0; key_tile < unit.key_tiles; ++key_tile) order_keys(unit, key_tile);
-      }
-    }
-  }
-  copy_async_wait<0>();
-}
+using namespace history;
 
 /// Keys past the block's end give no probability, whatever they are.
 template <int kKeys>
@@ -163,17 +54,14 @@ __device__ __forceinline__ void clear_tail(T* v, int keys, int group) {
 
 /// Rows of the accumulator, scaled, to their places among the partial results.
 template <class T, int kDim>
-__device__ __forceinline__ void store_rows(const HistoryArgs& args, const Row (&rows)[2], float (&o)[kDim / 2],
-                                           const float (&factor)[2], const float (&lse)[2]) {
+__device__ __forceinline__ void store_rows(const Partials& partials, const std::uint32_t (&places)[2],
+                                           const float (&o)[kDim / 2], const float (&factor)[2],
+                                           const float (&lse)[2]) {
   const int lane = threadIdx.x % 4;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const Partials& partials = args.partials;
-    const std::int64_t place =
-        (static_cast<std::int64_t>(rows[i].row) * partials.heads + (rows[i].head - partials.first_head)) *
-            partials.budget +
-        rows[i].slot;
-    T* out = static_cast<T*>(partials.out) + place * kDim;
+    const bool valid = places[i] != kNoPlace;
+    T* out = static_cast<T*>(partials.out) + static_cast<std::int64_t>(places[i]) * kDim;
 #pragma unroll
     for (int part = 0; part < kDim / 32; ++part) {
       std::uint32_t words[4];
@@ -183,13 +71,14 @@ __device__ __forceinline__ void store_rows(const HistoryArgs& args, const Row (&
         words[j] = pack<T>(o[at] * factor[i], o[at + 1] * factor[i]);
       }
       quad_transpose(words);
-      if (rows[i].valid) {
-        *reinterpret_cast<uint4*>(out + part * 32 + lane * 8) = uint4{words[0], words[1], words[2], words[3]};
+      if (valid) {
+        // Read once, by another kernel: Q, K and V shall stay in the L2 cache instead.
+        __stcs(reinterpret_cast<uint4*>(out + part * 32 + lane * 8), uint4{words[0], words[1], words[2], words[3]});
       }
     }
     // All bits set mean "no partial here"; a NaN of this kernel must not look like that.
     const float value = isnan(lse[i]) ? __int_as_float(0x7fffffff) : lse[i];
-    if (rows[i].valid && lane == 0) partials.lse[place] = value;
+    if (valid && lane == 0) partials.lse[places[i]] = value;
   }
 }
 
@@ -198,97 +87,126 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
   RingPlace<kQueryStages> q_place;
   RingPlace<kKeyStages> k_place, v_place;
   const int group = threadIdx.x / 128 - 1;
-  const int row_in_tile = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+  const int row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
   const float scale_log2 = args.softmax_scale * kLog2E;
   const auto release = [](Barrier& barrier) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) barrier.arrive();
   };
-  const std::int64_t units = static_cast<std::int64_t>(*args.item_count) * args.groups.units_per_list;
-  for (std::int64_t index = blockIdx.x; index < units; index += gridDim.x) {
-    const Unit unit(args, index, kKeys);
-    const bool resident = unit.key_tiles == 1;
-    const int tail = unit.item.keys - (unit.key_tiles - 1) * kKeys;  // keys of the last tile
-    for (int tile = 0; tile < unit.row_tiles; ++tile) {
-      const std::int64_t first = static_cast<std::int64_t>(tile) * kRows + row_in_tile;
-      const Row rows[2] = {Row(args, unit, first), Row(args, unit, first + 8)};
-      const bool keys_arrive = !resident || tile == 0, keys_leave = !resident || tile + 1 == unit.row_tiles;
-      float scores[kKeys / 2], o[kDim / 2], shrink[2];
-      std::uint32_t p[kKeys / 4];
-      RowState state;
+  // The warpgroups take turns at ordering products.
+  constexpr int kTurnBarrier = 3, kTurnThreads = kConsumerWarps * 32;
+  const auto wait_for_turn = [&] { named_sync(kTurnBarrier + group, kTurnThreads); };
+  const auto pass_turn = [&] { named_arrive(kTurnBarrier + 1 - group, kTurnThreads); };
+  if (group == 1) pass_turn();
 
-      const auto query_key = [&] {
-        wgmma_fence();
-        wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(
-            scores, tile_descriptor<Major::K>(storage.q[q_place.stage], kRows, group * 64), kRows,
-            tile_descriptor<Major::K>(storage.k[k_place.stage], kKeys), kKeys, false);
-        wgmma_commit();
-      };
-      const auto probability_value = [&](bool accumulate) {
-        wgmma_fence();
-        wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, tile_descriptor<Major::MN>(storage.v[v_place.stage], kKeys),
-                                                    kKeys, accumulate);
-        wgmma_commit();
-      };
+  float scores[kKeys / 2], o[kDim / 2], shrink[2];
+  std::uint32_t p[kKeys / 4];
+  RowState state;
+  std::uint32_t places[2];
+  TileInfo tile;
+  int key_tile = 0;
 
-      storage.q_full[q_place.stage].wait(q_place.parity);
-      fence_async_proxy();  // the rows came through cp.async
-      if (keys_arrive) storage.k_full[k_place.stage].wait(k_place.parity);
-      query_key();
-      wgmma_wait<0>();
-      hold_registers(scores);
-      if (keys_leave) {
-        release(storage.k_empty[k_place.stage]);
-        k_place.advance();
-      }
-      if (resident) {
-        release(storage.q_empty[q_place.stage]);
-        q_place.advance();
-        if (tail < kKeys) mask_tail<kKeys>(scores, tail);
-      }
-      state.update<kKeys, true>(scores, scale_log2, shrink);
-      pack_rows<T, kKeys>(p, scores);
-
-      for (int key_tile = 1; key_tile < unit.key_tiles; ++key_tile) {
-        const bool last = key_tile + 1 == unit.key_tiles;
-        storage.k_full[k_place.stage].wait(k_place.parity);
-        query_key();
-        storage.v_full[v_place.stage].wait(v_place.parity);
-        probability_value(key_tile > 1);
-        wgmma_wait<1>();
-        hold_registers(scores);
-        release(storage.k_empty[k_place.stage]);
-        k_place.advance();
-        if (last) {
-          release(storage.q_empty[q_place.stage]);
-          q_place.advance();
-          if (tail < kKeys) mask_tail<kKeys>(scores, tail);
-        }
-        state.update<kKeys, false>(scores, scale_log2, shrink);
-        wgmma_wait<0>();
-        hold_registers(o);
-        release(storage.v_empty[v_place.stage]);
-        v_place.advance();
-        scale_rows<kDim>(o, shrink);
-        pack_rows<T, kKeys>(p, scores);
-      }
-
-      if (keys_arrive) {
-        storage.v_full[v_place.stage].wait(v_place.parity);
-        if (tail < kKeys) clear_tail<T, kDim, kKeys>(storage.v[v_place.stage], tail, group);
-      }
-      probability_value(!resident);
-      wgmma_wait<0>();
-      hold_registers(o);
-      if (keys_leave) {
-        release(storage.v_empty[v_place.stage]);
-        v_place.advance();
-      }
-      float factor[2], lse[2];
-      state.finish(args.softmax_scale, factor, lse);
-      store_rows<T, kDim>(args, rows, o, factor, lse);
+  const auto begin_tile = [&] {  // returns what came; its rows are in storage.q[q_place.stage]
+    storage.q_full[q_place.stage].wait(q_place.parity);
+    fence_async_proxy();  // the rows came through cp.async
+    return storage.info[q_place.stage];
+  };
+  const auto read_places = [&](std::uint32_t(&to)[2]) {
+    to[0] = storage.place[q_place.stage][row];
+    to[1] = storage.place[q_place.stage][row + 8];
+  };
+  const auto query_key = [&] {
+    wgmma_fence();
+    wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(
+        scores, tile_descriptor<Major::K>(storage.q[q_place.stage], kRows, group * 64), kRows,
+        tile_descriptor<Major::K>(storage.k[k_place.stage], kKeys), kKeys, false);
+    wgmma_commit();
+  };
+  const auto after_query_key = [&](const TileInfo& of, int of_key_tile) {
+    if (of.keys_leave()) {
+      release(storage.k_empty[k_place.stage]);
+      k_place.advance();
     }
+    if (of_key_tile + 1 == of.key_tiles) {
+      release(storage.q_empty[q_place.stage]);
+      q_place.advance();
+      if (of.tail < kKeys) mask_tail<kKeys>(scores, of.tail);
+    }
+  };
+  const auto wait_for_values = [&] {
+    if (!tile.keys_arrive()) return;
+    storage.v_full[v_place.stage].wait(v_place.parity);
+    if (key_tile + 1 == tile.key_tiles && tile.tail < kKeys) {
+      clear_tail<T, kDim, kKeys>(storage.v[v_place.stage], tile.tail, group);
+    }
+  };
+  const auto probability_value = [&] {
+    wgmma_fence();
+    wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, tile_descriptor<Major::MN>(storage.v[v_place.stage], kKeys),
+                                                kKeys, key_tile > 0);
+    wgmma_commit();
+  };
+  const auto after_probability_value = [&] {
+    if (!tile.keys_leave()) return;
+    release(storage.v_empty[v_place.stage]);
+    v_place.advance();
+  };
+  const auto store = [&](RowState& of) {
+    float factor[2], lse[2];
+    of.finish(args.softmax_scale, factor, lse);
+    store_rows<T, kDim>(args.partials, places, o, factor, lse);
+  };
+
+  tile = begin_tile();
+  if (tile.key_tiles == 0) return;
+  read_places(places);
+  storage.k_full[k_place.stage].wait(k_place.parity);
+  query_key();
+  wgmma_wait<0>();
+  hold_registers(scores);
+  after_query_key(tile, 0);
+  state.update<kKeys, true>(scores, scale_log2, shrink);
+  pack_rows<T, kKeys>(p, scores);
+  while (true) {
+    const bool ends = key_tile + 1 == tile.key_tiles;
+    TileInfo next = tile;
+    std::uint32_t next_places[2];
+    if (ends) {
+      next = begin_tile();
+      if (next.key_tiles == 0) break;
+      read_places(next_places);
+    }
+    const int next_key_tile = ends ? 0 : key_tile + 1;
+    if (next.keys_arrive()) storage.k_full[k_place.stage].wait(k_place.parity);
+    wait_for_turn();
+    query_key();
+    wait_for_values();
+    probability_value();
+    pass_turn();
+    wgmma_wait<1>();
+    hold_registers(scores);
+    after_query_key(next, next_key_tile);
+    RowState ended = state;
+    if (ends) state = RowState{};
+    state.update<kKeys, false>(scores, scale_log2, shrink);
+    wgmma_wait<0>();
+    hold_registers(o);
+    after_probability_value();
+    if (ends) {
+      store(ended);
+      places[0] = next_places[0], places[1] = next_places[1];
+    } else {
+      scale_rows<kDim>(o, shrink);
+    }
+    pack_rows<T, kKeys>(p, scores);
+    tile = next;
+    key_tile = next_key_tile;
   }
+  wait_for_values();
+  probability_value();
+  wgmma_wait<0>();
+  hold_registers(o);
+  store(state);
 }
 
 template <class T, int kDim, int kKeys>
@@ -302,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_map(&k_map);
     prefetch_map(&v_map);
     for (int i = 0; i < kQueryStages; ++i) {
-      storage.q_full[i].init(128);
+      storage.q_full[i].init(2 * 128);  // copies and stores of each producer
       storage.q_empty[i].init(kConsumerWarps);
     }
     for (int i = 0; i < kKeyStages; ++i) {

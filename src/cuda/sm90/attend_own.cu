@@ -112,16 +112,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const auto head = static_cast<std::int32_t>(args.partials.first_head + blockIdx.y);
   const std::int32_t kv_head = head / args.heads_per_kv;
 
-  // Keys of the tile: from the start of the first row's own block to the last row's position.
-  const std::int64_t last_position = tile.position + tile.rows - 1;
-  const std::int64_t first_key = max(tile.position, std::int64_t{0}) / args.block_size * args.block_size;
-  const auto key_count = static_cast<std::int32_t>(max(last_position + 1 - first_key, std::int64_t{0}));
+  // Keys of the tile: from the start of the first row's own block to the last row's position. Positions fit 32 bits,
+  // and divisions of 64 would cost as much as the products of a small block.
+  const auto block_size = static_cast<std::uint32_t>(args.block_size);
+  const auto block_start = [&](std::int32_t position) {
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(position) / block_size * block_size);
+  };
+  const auto first_position = static_cast<std::int32_t>(tile.position);
+  const std::int32_t first_key = block_start(max(first_position, 0));
+  const std::int32_t key_count = max(first_position + tile.rows - first_key, 0);
   const std::int32_t key_tiles = (key_count + kKeys - 1) / kKeys;
   const auto own_keys = [&](int row) {
-    const std::int64_t position = tile.position + min(row, tile.rows - 1);
+    const std::int32_t position = first_position + min(row, tile.rows - 1);
     if (position < 0) return OwnKeys{0, 0};
-    return OwnKeys{static_cast<std::int32_t>(position / args.block_size * args.block_size - first_key),
-                   static_cast<std::int32_t>(position + 1 - first_key)};
+    return OwnKeys{block_start(position) - first_key, position + 1 - first_key};
   };
 
   constexpr std::uint32_t kTileBytes = kKeys * kDim * sizeof(T);
@@ -252,8 +256,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
       }
     }
     const Partials& partials = args.partials;
-    const std::int64_t place =
-        ((row - partials.first_row) * partials.heads + (head - partials.first_head)) * partials.budget;
+    const std::int64_t place = partials.place(row - partials.first_row, head);
     const float* slot_lse = partials.lse + place;
     const auto has_partial = [](float value) { return __float_as_uint(value) != 0xffffffffu; };
     float maximum = lse[i];

@@ -2,9 +2,9 @@
 //
 // A unit is 128 keys of one block of one key/value head: it alone sums their dk and dv. Its work is a sequence of tiles
 // of query rows: for each query head of the group the rows whose own block it is, then the rows that chose the block.
-// A unit with many tiles is cut into parts, each an item of the persistent kernel; parts leave their sums in slabs, which
-// are added in order. Each (row, head) has a place for the gradient from each (slot, 128 keys of the block); the places
-// are added in order as well, so every result has the same bits in every run.
+// A unit with many tiles is cut into parts, each an item of the persistent kernel; parts leave their sums in slabs,
+// which are added in order. Each (row, head) has a place for the gradient from each (slot, 128 keys of the block); the
+// places are added in order as well, so every result has the same bits in every run.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -66,7 +66,7 @@ struct BackwardChunk {
   std::int64_t block_rows;
   const std::int64_t* offsets;   // [lists of the chunk * block_rows + 1]
   const std::uint32_t* entries;  // rows from first_row
-  const std::int32_t* blocks;  // [total_rows, HS, budget]
+  const std::int32_t* blocks;    // [total_rows, HS, budget]
   std::int64_t blocks_row_stride, blocks_head_stride;
   std::int32_t heads, selection_heads, budget;
   std::int64_t block_size;
@@ -84,15 +84,15 @@ struct BackwardChunk {
   UnitSlabs* unit_slabs;  // [units()]
   void* partials;         // [rows, kv_heads * group, budget + 1, unit_tiles, D], dtype of q
   float* slabs;           // [slab, {dk, dv}, kUnitKeys, D]
-  float* sums;            // [{dk, dv}, kv_heads, total_keys, D] summed over row chunks; null where one chunk has all rows
+  float* sums;  // [{dk, dv}, kv_heads, total_keys, D] summed over row chunks; null where one chunk has all rows
 
   constexpr std::int64_t units() const { return block_rows * kv_heads * unit_tiles; }
 };
 
 enum BackwardCounter { kItemCount, kSlabCount, kNextItem, kBackwardCounters };
 
-// Each launcher works on `stream` and throws Error where a launch fails. `dtype` is kBFloat16 or kFloat16, `head_dim` 64
-// or 128.
+// Each launcher works on `stream` and throws Error where a launch fails. `dtype` is kBFloat16 or kFloat16, `head_dim`
+// 64 or 128.
 
 /// terms from out, dout, lse and dlse (null for zero).
 struct TermsInput {

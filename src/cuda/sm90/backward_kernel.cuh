@@ -72,6 +72,10 @@ class Gatherer {
   static constexpr int kWarpRows = Shape::kRows / 4;
   static constexpr int kChunks = kDim / 8;  // 16-byte pieces of a row
   static constexpr int kRowsAtOnce = 32 / kChunks;
+  // The four warps take turns of kRowsAtOnce rows, so that a lane's rows are a multiple of 8 apart: one swizzle for
+  // all.
+  static constexpr int kTurn = 4 * kRowsAtOnce;
+  static_assert(kTurn % 8 == 0);
 
   __device__ Gatherer(const BackwardChunk& chunk, BackwardShared<kDim>& shared) : chunk_(chunk), shared_(shared) {}
 
@@ -107,33 +111,48 @@ class Gatherer {
       const int count = own ? unit.own_rows : static_cast<int>(listed.count);
       const int tiles = item.tiles == 0 ? 1 : (count + Shape::kRows - 1) / Shape::kRows;
       const std::int64_t begin = own ? unit.own_row : listed.begin;
+      std::uint32_t entry = own ? 0 : entry_of(begin, count, skip);
       for (; skip < tiles && left > 0; ++skip) {
         --left;
-        load_tile(index, unit, head, own, begin + skip * Shape::kRows, count - skip * Shape::kRows,
+        const std::uint32_t next = own ? 0 : entry_of(begin, count, skip + 1);  // on its way while this tile is copied
+        load_tile(index, unit, head, own, begin + skip * Shape::kRows, count - skip * Shape::kRows, entry,
                   flags | (left == 0 ? kLastTile : 0));
+        entry = next;
         flags = 0;
       }
       skip = max(skip - tiles, 0);
     }
   }
 
-  /// `count` rows: own ones [begin, …) by packed row from chunk.first_row, or the entries [begin, …).
-  __device__ __forceinline__ void load_tile(int item, const Unit& unit, int head, bool own, std::int64_t begin, int count, int flags) {
-    const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-    const int at = warp * kWarpRows + lane;
+  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) & 31; }
+  /// The row of a tile that a lane below kWarpRows looks after.
+  static __device__ __forceinline__ int row_of_lane() {
+    const int warp = static_cast<int>(threadIdx.x) >> 5;
+    return lane() / kRowsAtOnce * kTurn + warp * kRowsAtOnce + lane() % kRowsAtOnce;
+  }
+
+  __device__ __forceinline__ std::uint32_t entry_of(std::int64_t begin, int count, int tile) const {
+    const int at = tile * Shape::kRows + row_of_lane();
+    return lane() < kWarpRows && at < count ? chunk_.entries[begin + at] : 0;
+  }
+
+  /// `count` rows: own ones [begin, …) by packed row from chunk.first_row, or those of the entries [begin, …), of which
+  /// each lane holds the one of its row.
+  __device__ __forceinline__ void load_tile(int item, const Unit& unit, int head, bool own, std::int64_t begin,
+                                            int count, std::uint32_t entry, int flags) {
+    const int at = row_of_lane();
     int row = -1;  // from chunk.first_row
     std::uint32_t place = kNoPlace;
     int last_key = kUnitKeys;
     RowTerm term = {__int_as_float(0x7f800000), 0.0f};
-    if (lane < kWarpRows && at < count) {
+    if (lane() < kWarpRows && at < count) {
       int slot = chunk_.budget;
       if (own) {
         row = static_cast<int>(begin) + at;
         last_key = static_cast<int>(min(unit.key_of(row), std::int64_t{kUnitKeys}));
       } else {
-        const std::uint32_t entry = chunk_.entries[begin + at];
         row = static_cast<int>(entry >> kSlotBits);
-        slot = static_cast<int>(entry & (kMaxBudget - 1));
+        slot = static_cast<int>(entry & ((1u << kSlotBits) - 1));
       }
       term = chunk_.terms[static_cast<std::int64_t>(head) * chunk_.total_rows + chunk_.first_row + row];
       const std::uint32_t heads = static_cast<std::uint32_t>(chunk_.kv_heads * chunk_.group);
@@ -146,31 +165,33 @@ class Gatherer {
     const bool masked = unit.keys < kUnitKeys || (own && count > 0 && unit.key_of(begin) < kUnitKeys - 1);
     const int stage = place_.stage;
     shared_.empty[stage].wait(place_.parity ^ 1u);
-    if (lane < kWarpRows) {
+    copy_rows(chunk_.q, head, row, shared_.stages[stage].q);
+    copy_rows(chunk_.dout, head, row, shared_.stages[stage].dout);
+    shared_.full[stage].arrive_after_copies();
+    if (lane() < kWarpRows) {
       shared_.terms[stage][at] = term;
       shared_.places[stage][at] = place;
       shared_.last_keys[stage][at] = min(last_key, unit.keys - 1);
     }
     if (threadIdx.x == 0) shared_.headers[stage] = {item, flags | (masked ? kMaskedTile : 0), unit.keys, 0};
-    copy_rows(chunk_.q, head, row, shared_.stages[stage].q);
-    copy_rows(chunk_.dout, head, row, shared_.stages[stage].dout);
-    shared_.full[stage].arrive_after_copies();
     shared_.full[stage].arrive();
     place_.advance();
     if (flags & kFirstTile) load_keys(unit);
   }
 
-  __device__ void copy_rows(const RowsOf& tensor, int head, int row, std::uint16_t* tile) const {
-    const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-    const int chunk = lane % kChunks, sub_row = lane / kChunks;
-    const T* base = static_cast<const T*>(tensor.data) + chunk_.first_row * tensor.token_stride +
-                    head * tensor.head_stride + chunk * 8;
-    const std::uint32_t shared = shared_address(tile);
+  __device__ __forceinline__ void copy_rows(const RowsOf& tensor, int head, int row, std::uint16_t* tile) const {
+    const int chunk = lane() % kChunks, sub_row = lane() / kChunks, warp = static_cast<int>(threadIdx.x) >> 5;
+    const char* base = static_cast<const char*>(tensor.data) +
+                       (chunk_.first_row * tensor.token_stride + head * tensor.head_stride + chunk * 8) * 2;
+    const std::uint32_t stride = static_cast<std::uint32_t>(tensor.token_stride) * 2;
+    const std::uint32_t shared =
+        shared_address(tile) + swizzled_offset(Shape::kRows, warp * kRowsAtOnce + sub_row, chunk);
 #pragma unroll
-    for (int i = 0; i < kWarpRows; i += kRowsAtOnce) {
-      const int source = __shfl_sync(0xffffffffu, row, i + sub_row), at = warp * kWarpRows + i + sub_row;
-      copy_16_async(shared + swizzled_offset(Shape::kRows, at, chunk),
-                    base + static_cast<std::int64_t>(max(source, 0)) * tensor.token_stride, source >= 0);
+    for (int i = 0; i < kWarpRows / kRowsAtOnce; ++i) {
+      const int source = __shfl_sync(0xffffffffu, row, i * kRowsAtOnce + sub_row);
+      copy_16_async(shared + i * kTurn * kPanelRowBytes,
+                    base + static_cast<std::uint64_t>(static_cast<std::uint32_t>(max(source, 0))) * stride,
+                    source >= 0);
     }
   }
 
@@ -217,6 +238,7 @@ class Multiplier {
     RingPlace<Shape::kStages> place;
     std::uint32_t keys_parity = 0;
     int buffer = 0;
+    QueryGradients pending;
     for (;;) {
       shared_.full[place.stage].wait(place.parity);
       const TileHeader header = shared_.headers[place.stage];
@@ -226,26 +248,48 @@ class Multiplier {
         keys_parity ^= 1u;
       }
       fence_async_proxy();  // cp.async wrote the operands as ordinary stores
-      if (header.flags & kMaskedTile) {
-        multiply<true>(place.stage, buffer, header.flags & kFirstTile, dk, dv);
-      } else {
-        multiply<false>(place.stage, buffer, header.flags & kFirstTile, dk, dv);
-      }
+      multiply(place.stage, buffer, header.flags & kFirstTile, header.flags & kMaskedTile, dk, dv, pending);
       buffer ^= 1;
       place.advance();
       if (header.flags & kLastTile) {
         shared_.keys_empty.arrive();
+        pending.store(chunk_, column_of_slab());
+        pending.places[0] = pending.places[1] = kNoPlace;
         store_sums(header, dk, dv);
       }
     }
   }
 
  private:
-  template <bool kMasked>
-  __device__ __forceinline__ void multiply(int stage, int buffer, bool first, float (&dk)[kDim / 2],
-                                           float (&dv)[kDim / 2]) {
+  /// 64 columns of dq of a tile, rounded: words[2 * j + i] is of row i of the thread and columns 8 * j + 2 * (lane %
+  /// 4). They are stored while the next tile's products run.
+  struct QueryGradients {
+    std::uint32_t words[16];
+    std::uint32_t places[2] = {kNoPlace, kNoPlace};
+
+    __device__ __forceinline__ void store(const BackwardChunk& chunk, int column) const {
+      T* partials = static_cast<T*>(chunk.partials) + column + 8 * (static_cast<int>(threadIdx.x) & 3);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int group = 0; group < 2; ++group) {
+          std::uint32_t out[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) out[j] = words[2 * (4 * group + j) + i];
+          quad_transpose(out);
+          if (places[i] != kNoPlace) {
+            *reinterpret_cast<uint4*>(partials + static_cast<std::uint64_t>(places[i]) * kDim + 32 * group) = {
+                out[0], out[1], out[2], out[3]};
+          }
+        }
+      }
+    }
+  };
+
+  __device__ __forceinline__ void multiply(int stage, int buffer, bool first, bool masked, float (&dk)[kDim / 2],
+                                           float (&dv)[kDim / 2], QueryGradients& pending) {
     const BackwardStage<kDim>& tile = shared_.stages[stage];
-    const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5 & 3;
+    const int thread = thread_again(), lane = thread & 31, warp = thread >> 5 & 3;
     const int first_key = warpgroup_ * 64;
     float p[kRows / 2], ds[kRows / 2];
     hold_registers(dk);
@@ -259,6 +303,7 @@ class Multiplier {
                                                          kUnitKeys, tile_descriptor<Major::K>(tile.dout, kRows), kRows,
                                                          false);
     wgmma_commit();
+    pending.store(chunk_, column_of_slab());  // of the tile before, under the products of this one
     wgmma_wait<1>();
     hold_registers(p);
 
@@ -270,13 +315,6 @@ class Multiplier {
       p[4 * j + 1] = exp2_fast(fmaf(p[4 * j + 1], chunk_.softmax_scale * kLog2E, -terms.z));
       p[4 * j + 2] = exp2_fast(fmaf(p[4 * j + 2], chunk_.softmax_scale * kLog2E, -terms.x));
       p[4 * j + 3] = exp2_fast(fmaf(p[4 * j + 3], chunk_.softmax_scale * kLog2E, -terms.z));
-      if constexpr (kMasked) {
-        const int2 last = *reinterpret_cast<const int2*>(&shared_.last_keys[stage][8 * j + column]);
-        if (key > last.x) p[4 * j] = 0.0f;
-        if (key > last.y) p[4 * j + 1] = 0.0f;
-        if (key + 8 > last.x) p[4 * j + 2] = 0.0f;
-        if (key + 8 > last.y) p[4 * j + 3] = 0.0f;
-      }
     }
     wgmma_wait<0>();
     hold_registers(ds);
@@ -288,12 +326,15 @@ class Multiplier {
       ds[4 * j + 1] = p[4 * j + 1] * (ds[4 * j + 1] - terms.w);
       ds[4 * j + 2] = p[4 * j + 2] * (ds[4 * j + 2] - terms.y);
       ds[4 * j + 3] = p[4 * j + 3] * (ds[4 * j + 3] - terms.w);
-      if constexpr (kMasked) {
+    }
+    if (masked) {
+#pragma unroll
+      for (int j = 0; j < kRows / 8; ++j) {
         const int2 last = *reinterpret_cast<const int2*>(&shared_.last_keys[stage][8 * j + column]);
-        if (key > last.x) ds[4 * j] = 0.0f;
-        if (key > last.y) ds[4 * j + 1] = 0.0f;
-        if (key + 8 > last.x) ds[4 * j + 2] = 0.0f;
-        if (key + 8 > last.y) ds[4 * j + 3] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (key + 8 * (i >> 1) > (i & 1 ? last.y : last.x)) p[4 * j + i] = ds[4 * j + i] = 0.0f;
+        }
       }
     }
     pack_rows<T, kRows>(p_packed, p);
@@ -304,7 +345,7 @@ class Multiplier {
     wgmma_tiles<T, kDim, kRows / 16, Major::MN>(dv, p_packed, tile_descriptor<Major::MN>(tile.dout, kRows), kRows,
                                                 !first);
     wgmma_commit();
-    store_slopes(buffer, ds_packed);
+    store_slopes(buffer, lane, warp, ds_packed);
     wgmma_tiles<T, kDim, kRows / 16, Major::MN>(dk, ds_packed, tile_descriptor<Major::MN>(tile.q, kRows), kRows,
                                                 !first);
     wgmma_commit();
@@ -317,47 +358,47 @@ class Multiplier {
     const std::uint16_t* slopes = shared_.slopes[buffer] + (kByRows ? warpgroup_ * kUnitKeys * 64 : 0);
     const std::uint16_t* keys = shared_.k + (kByRows ? 0 : warpgroup_ * kUnitKeys * 64);
     wgmma_fence();
-    wgmma_tiles<T, 64, kUnitKeys / 16, Major::MN, Major::MN>(dq, tile_descriptor<Major::MN>(slopes, kUnitKeys), kUnitKeys,
-                                                             tile_descriptor<Major::MN>(keys, kUnitKeys), kUnitKeys,
-                                                             false);
+    wgmma_tiles<T, 64, kUnitKeys / 16, Major::MN, Major::MN>(dq, tile_descriptor<Major::MN>(slopes, kUnitKeys),
+                                                             kUnitKeys, tile_descriptor<Major::MN>(keys, kUnitKeys),
+                                                             kUnitKeys, false);
     wgmma_commit();
     wgmma_wait<0>();
     hold_registers(dk);
     hold_registers(dv);
     hold_registers(dq);
     const int row = (kByRows ? warpgroup_ * 64 : 0) + warp * 16 + (lane >> 2);
-    const std::uint32_t places[2] = {shared_.places[stage][row], shared_.places[stage][row + 8]};
+    pending.places[0] = shared_.places[stage][row];
+    pending.places[1] = shared_.places[stage][row + 8];
     shared_.empty[stage].arrive();
-    T* partials = static_cast<T*>(chunk_.partials) + (kByRows ? 0 : warpgroup_ * 64);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      T* to = partials + static_cast<std::int64_t>(places[i]) * kDim;
-#pragma unroll
-      for (int group = 0; group < 2; ++group) {
-        std::uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int at = 4 * (4 * group + j) + 2 * i;
-          words[j] = pack<T>(dq[at] * chunk_.softmax_scale, dq[at + 1] * chunk_.softmax_scale);
-        }
-        quad_transpose(words);
-        if (places[i] != kNoPlace) {
-          *reinterpret_cast<uint4*>(to + 8 * (4 * group + (lane & 3))) = {words[0], words[1], words[2], words[3]};
-        }
-      }
+    for (int i = 0; i < 16; ++i) {
+      pending.words[i] = pack<T>(dq[2 * i] * chunk_.softmax_scale, dq[2 * i + 1] * chunk_.softmax_scale);
     }
   }
 
+  /// The first column of the warpgroup's dq.
+  __device__ __forceinline__ int column_of_slab() const {
+    return Shape::kRowPanels == 2 ? 0 : warpgroup_ * 64;
+  }
+
+  /// threadIdx.x, which the compiler must not keep: addresses made from it are made anew for each tile, because there
+  /// are no registers to hold them beside the accumulators.
+  static __device__ __forceinline__ int thread_again() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+  }
+
   /// dS^T as [R / 64][128 keys][64 rows], swizzled: the left operand of dQ, contiguous along the rows.
-  __device__ __forceinline__ void store_slopes(int buffer, const std::uint32_t (&ds)[kRows / 4]) const {
-    const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5 & 3;
+  __device__ __forceinline__ void store_slopes(int buffer, int lane, int warp,
+                                               const std::uint32_t (&ds)[kRows / 4]) const {
     const int key = warpgroup_ * 64 + warp * 16 + (lane & 15);
     const std::uint32_t base = shared_address(shared_.slopes[buffer]);
 #pragma unroll
     for (int step = 0; step < kRows / 16; ++step) {
       const std::uint32_t address = base + swizzled_offset(kUnitKeys, key, 2 * step + (lane >> 4));
-      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-                   "r"(ds[4 * step]), "r"(ds[4 * step + 1]), "r"(ds[4 * step + 2]), "r"(ds[4 * step + 3])
+      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(ds[4 * step]),
+                   "r"(ds[4 * step + 1]), "r"(ds[4 * step + 2]), "r"(ds[4 * step + 3])
                    : "memory");
     }
   }
@@ -389,7 +430,8 @@ class Multiplier {
 
   /// Rows `key` and key + 8 of an accumulator to `to` and 8 rows further; added to what is there where kAdd.
   template <bool kAdd>
-  __device__ __forceinline__ void store_floats(const float (&sums)[kDim / 2], float* to, int stride, int key, int keys) {
+  __device__ __forceinline__ void store_floats(const float (&sums)[kDim / 2], float* to, int stride, int key,
+                                               int keys) {
     const int column = 2 * (static_cast<int>(threadIdx.x) & 3);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -407,8 +449,8 @@ class Multiplier {
     }
   }
 
-  __device__ __forceinline__ void store_rounded(const float (&sums)[kDim / 2], const RowsOf& tensor,
-                                                std::int64_t first, int kv_head, int key, int keys) {
+  __device__ __forceinline__ void store_rounded(const float (&sums)[kDim / 2], const RowsOf& tensor, std::int64_t first,
+                                                int kv_head, int key, int keys) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       T* to = static_cast<T*>(tensor.data) + (first + 8 * i) * tensor.token_stride + kv_head * tensor.head_stride;
@@ -423,7 +465,7 @@ class Multiplier {
         quad_transpose(words);
         if (key + 8 * i < keys) {
           *reinterpret_cast<uint4*>(to + 8 * (4 * group + (static_cast<int>(threadIdx.x) & 3))) = {words[0], words[1],
-                                                                                                    words[2], words[3]};
+                                                                                                   words[2], words[3]};
         }
       }
     }

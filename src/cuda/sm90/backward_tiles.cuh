@@ -9,12 +9,13 @@ namespace moba::cuda {
 
 /// 128 keys of a block of one key/value head.
 struct Unit {
-  std::int64_t first_key = 0;   // packed
-  int keys = 0;                 // 0: the block has no such unit
+  std::int64_t first_key = 0;  // packed
+  int keys = 0;                // 0: the block has no such unit
   int part_of_block = 0;
-  int kv_head = 0;              // of all
+  int kv_head = 0;  // of all
   std::int64_t block_row = 0;
-  int own_row = 0, own_rows = 0;  // rows of the chunk, from chunk.first_row, that stand in the block at or after the unit
+  int own_row = 0,
+      own_rows = 0;  // rows of the chunk, from chunk.first_row, that stand in the block at or after the unit
 
   __device__ Unit(const BackwardChunk& chunk, std::int64_t index) {
     part_of_block = static_cast<int>(index % chunk.unit_tiles);
