@@ -20,6 +20,8 @@ constexpr std::int64_t kFewestSegmentRows = 64;
 /// Entries are written one by one all over the region of the lists at work; while it stays in the 50 MB cache, its
 /// lines go to memory once. Beyond, the lists are worked on in groups of this many bytes.
 constexpr std::int64_t kRegionBytes = std::int64_t{16} << 20;
+/// But not where the rows of a warp fill a line of so many entries for each block by themselves.
+constexpr std::int64_t kLineEntries = 32;
 /// Bytes of histograms beyond which fewer, longer segments are better than more of them.
 constexpr std::int64_t kMostCountBytes = std::int64_t{64} << 20;
 
@@ -55,7 +57,9 @@ std::int64_t segments_for(const Slice& slice, std::int64_t block_rows) {
 }
 
 /// The part of a slice that is worked on at a time.
-Slice group_of(const Slice& slice, std::int64_t budget) {
+Slice group_of(const Slice& slice, std::int64_t budget, std::int64_t block_rows) {
+  const std::int64_t segment_rows = slice.rows / segments_for(slice, block_rows);
+  if (segment_rows * budget >= kLineEntries * block_rows) return slice;
   const std::int64_t list_bytes = slice.rows * budget * static_cast<std::int64_t>(sizeof(std::uint32_t));
   Slice group = slice;
   group.lists = std::clamp<std::int64_t>(kRegionBytes / std::max<std::int64_t>(list_bytes, 1), 1,
@@ -109,7 +113,7 @@ InvertProblem problem_of(const Context& context, const BlockMap& map, const Sele
 template <class Use>
 void for_each_group(const Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
                     std::uint32_t* counts, Use&& use) {
-  Slice group = group_of(slice, selection.budget());
+  Slice group = group_of(slice, selection.budget(), map.block_rows());
   const std::int64_t end = slice.first_list + slice.lists, step = group.lists;
   for (group.first_list = slice.first_list; group.first_list < end; group.first_list += step) {
     group.lists = std::min(step, end - group.first_list);

@@ -96,8 +96,12 @@ struct BestBlocks {
   /// Takes in a tile of 128 columns, of which the first `columns` count; `column` is that of scores[0]. Columns that
   /// may not be chosen hold -inf or NaN.
   __device__ __forceinline__ void take(const float (&scores)[64], std::int32_t column, int columns, bool first) {
-    if (first && k <= kMostBounded) first_bound(scores);
-      // A loop with a choice inside, so that there is one copy of tighten() and not one for each group.
+    if (first && k <= kFew) {
+      first_bound<kFew>(scores, columns);
+    } else if (first && k <= kMostBounded) {
+      first_bound<kSorted>(scores, columns);
+    }
+    // A loop with a choice inside, so that there is one copy of tighten() and not one for each group.
 #pragma unroll 1
     for (int group = 0; group < 4 && 32 * group < columns; ++group) {
       switch (group) {
@@ -116,7 +120,11 @@ struct BestBlocks {
   __device__ __forceinline__ void finish(int (&counts)[2], Use&& use) {
     if (k <= kMostBounded) {
       float bound[2];
-      bounds<2>(begin, end, bound);
+      if (k <= kFew) {
+        bounds<2, kFew>(begin, end, bound);
+      } else {
+        bounds<2, kSorted>(begin, end, bound);
+      }
       drop_below<2>(begin, end, bound);
     }
     __syncwarp();
@@ -162,17 +170,26 @@ struct BestBlocks {
 
   /// A threshold just below a lower bound of the k-th best score of the tile: the k-th largest of the maxima of four
   /// scores each. The scores that make the bound pass it.
-  __device__ __forceinline__ void first_bound(const float (&scores)[64]) {
+  template <int kCount>
+  __device__ __forceinline__ void first_bound(const float (&scores)[64], int columns) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float sorted[kSorted];
+      float sorted[kCount];
 #pragma unroll
-      for (int s = 0; s < kSorted; ++s) {
+      for (int s = 0; s < kCount; ++s) sorted[s] = minus_infinity();
+#pragma unroll
+      for (int s = 0; s < 8; ++s) {
+        if (16 * s >= columns) continue;
         const float* four = scores + 8 * s + 2 * i;
         // Maxima pass over a NaN; four of them become -inf.
-        sorted[s] = fmaxf(fmaxf(fmaxf(four[0], four[1]), fmaxf(four[4], four[5])), minus_infinity());
+        const float high = fmaxf(fmaxf(fmaxf(four[0], four[1]), fmaxf(four[4], four[5])), minus_infinity());
+        if constexpr (kCount == 8) {
+          sorted[s] = high;
+        } else {
+          keep_sorted(sorted, high);
+        }
       }
-      sort_eight(sorted);
+      if constexpr (kCount == 8) sort_eight(sorted);
       threshold[i] = below(kth_of_quad(sorted, k));
     }
   }
@@ -186,7 +203,11 @@ struct BestBlocks {
       float bound[1] = {minus_infinity()};
       const float before = i == 0 ? threshold[0] : threshold[1];
       if (k <= kMostBounded) {
-        bounds<1>(from, to, bound);
+        if (k <= kFew) {
+          bounds<1, kFew>(from, to, bound);
+        } else {
+          bounds<1, kSorted>(from, to, bound);
+        }
         bound[0] = fmaxf(bound[0], before);
         drop_below<1>(from, to, bound);
       }
@@ -211,17 +232,17 @@ struct BestBlocks {
     }
   }
 
-  /// Lower bounds of the k-th best scores that the quads hold, of kRows rows; the very scores for k <= kSorted.
-  template <int kRows>
+  /// Lower bounds of the k-th best scores that the quads hold, of kRows rows; the very scores for k <= kCount.
+  template <int kRows, int kCount>
   __device__ __forceinline__ void bounds(const std::uint32_t* from, const std::uint32_t* to,
                                          float (&bound)[kRows]) const {
-    float sorted[kRows][kSorted];
+    float sorted[kRows][kCount];
     std::uint32_t longest = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       longest = max(longest, to[i] - from[i]);
 #pragma unroll
-      for (int s = 0; s < kSorted; ++s) sorted[i][s] = minus_infinity();
+      for (int s = 0; s < kCount; ++s) sorted[i][s] = minus_infinity();
     }
     longest = __reduce_max_sync(kAllLanes, longest);
 #pragma unroll 1
@@ -376,7 +397,7 @@ struct BestBlocks {
       }
     }
     __syncwarp();
-    std::int32_t mine[2][kEach];
+    std::int32_t mine[2][kEach] = {};
     int place[2][kEach] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

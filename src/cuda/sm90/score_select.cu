@@ -7,7 +7,6 @@
 #include "cuda/instances.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/best_blocks.cuh"
-#include "cuda/sm90/sequence_lookup.cuh"
 
 namespace moba::cuda {
 namespace {
@@ -241,11 +240,18 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
           if (first_column >= most_end) continue;  // no row of this warp
           const int column = first_column + 2 * (lane % 4);
           if (first_column + kSelectColumns > least_end || first_column < problem.sinks) {
+            // Eight columns at a time, and only those that some row may not choose but take() looks at.
+            const int padded = (most_end - first_column + 31) / 32 * 32;
 #pragma unroll
-            for (int i = 0; i < kSelectColumns / 2; ++i) {
-              const int at = column + 8 * (i / 4) + i % 2;
-              const RowPast& mine = past[i / 2 % 2];
-              if (at < mine.sinks || at >= mine.end) scores[i] = minus_infinity();
+            for (int j = 0; j < kSelectColumns / 8; ++j) {
+              const bool all_past = first_column + 8 * j >= problem.sinks && first_column + 8 * j + 8 <= least_end;
+              if (all_past || 8 * j >= padded) continue;
+#pragma unroll
+              for (int i = 4 * j; i < 4 * j + 4; ++i) {
+                const int at = column + 8 * j + i % 2;
+                const RowPast& mine = past[i / 2 % 2];
+                if (at < mine.sinks || at >= mine.end) scores[i] = minus_infinity();
+              }
             }
           }
           best.take(scores, column, most_end - first_column, column_tile == 0);

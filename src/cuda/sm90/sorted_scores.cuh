@@ -13,10 +13,14 @@ inline constexpr int kSorted = 8;
 /// The largest k that a bound is made for; above kSorted it is a lower bound of the k-th best score.
 inline constexpr int kMostBounded = 2 * kSorted;
 
+/// The same for k up to 2, at a fraction of the work.
+inline constexpr int kFew = 2;
+
 /// sorted (descending) takes in one more value, not a NaN, and loses its least.
-__device__ __forceinline__ void keep_sorted(float (&sorted)[kSorted], float value) {
+template <int kCount>
+__device__ __forceinline__ void keep_sorted(float (&sorted)[kCount], float value) {
 #pragma unroll
-  for (int i = kSorted - 1; i > 0; --i) sorted[i] = fmaxf(sorted[i], fminf(sorted[i - 1], value));
+  for (int i = kCount - 1; i > 0; --i) sorted[i] = fmaxf(sorted[i], fminf(sorted[i - 1], value));
   sorted[0] = fmaxf(sorted[0], value);
 }
 
@@ -90,6 +94,20 @@ __device__ __forceinline__ float kth_of_quad(const float (&sorted)[kSorted], int
   }
   sort_bitonic<2 * kSorted>(all);
   return element<2 * kSorted>(all, k - 1);
+}
+
+/// The same for the two best of each lane and k <= kFew.
+__device__ __forceinline__ float kth_of_quad(const float (&sorted)[kFew], int k) {
+  float high = sorted[0], low = sorted[1];
+#pragma unroll
+  for (int distance = 1; distance < 4; distance *= 2) {
+    const float other_high = __shfl_xor_sync(kAllLanes, high, distance);
+    const float other_low = __shfl_xor_sync(kAllLanes, low, distance);
+    high = fmaxf(high, other_low);
+    low = fmaxf(low, other_high);
+    order(high, low);
+  }
+  return k == 1 ? high : low;
 }
 
 /// The next float below; -inf stays.
