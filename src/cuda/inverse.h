@@ -44,7 +44,7 @@ struct Slice {
   std::int64_t first_list = 0, lists = 0;
 };
 
-/// The tables of sequences and blocks. Two launches; sets bits of the context's error word where cu_seqlens was
+/// The tables of sequences and blocks. One launch or two; sets bits of the context's error word where cu_seqlens was
 /// clamped.
 class BlockMap {
  public:
@@ -79,6 +79,10 @@ class BlockInverse {
   /// Launches the build for one slice; what was built before is overwritten, in stream order.
   void build(const Slice& slice);
 
+  /// The public form of the inverse, without work items, into the caller's tensors.
+  static void build_pairs(Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
+                          const Inverse& inverse);
+
   // All in device memory, valid for the slice last built.
   const std::int64_t* offsets() const { return offsets_.data(); }        // [lists * block_rows + 1]
   const std::uint32_t* entries() const { return entries_.data(); }       // [offsets.back()]
@@ -93,13 +97,12 @@ class BlockInverse {
   const BlockMap& map_;
   Selection selection_;
   std::int64_t item_rows_;
-  std::int64_t segments_;
   std::int64_t bins_ = 0, max_items_ = 0;
   Scratch<std::int64_t> offsets_;
   Scratch<std::uint32_t> entries_;
   Scratch<std::int32_t> first_item_;
   Scratch<WorkItem> items_;
-  Scratch<std::uint32_t> counts_;  // [lists, segments, block_rows]
+  Scratch<std::uint32_t> counts_;  // [lists of a group, segments, block_rows]
 };
 
 }  // namespace moba::cuda

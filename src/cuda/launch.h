@@ -1,6 +1,7 @@
 // Launchers of the gate's kernels: raw pointers, strides in elements, everything on one stream.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -18,10 +19,9 @@ struct Offsets {
   std::int64_t maximum = 0;  // the longest sequence that the caller promises
 };
 
-void launch_sequences(cudaStream_t stream, const Offsets& q, const Offsets& k, std::int64_t count,
-                      SequenceSpan* sequences, std::int32_t* error_word);
-void launch_blocks(cudaStream_t stream, const SequenceSpan* sequences, std::int64_t count, std::int64_t block_size,
-                   std::int64_t block_rows, BlockSpan* blocks);
+void launch_block_map(cudaStream_t stream, const Offsets& q, const Offsets& k, std::int64_t count,
+                      SequenceSpan* sequences, std::int32_t* error_word, std::int64_t block_size,
+                      std::int64_t block_rows, BlockSpan* blocks);
 
 /// What the passes of `invert` share.
 struct InvertProblem {
@@ -39,14 +39,83 @@ struct InvertProblem {
 
 /// counts = how often each segment lists each block.
 void launch_invert_count(cudaStream_t stream, const InvertProblem& problem);
-/// counts = its exclusive sum over the segments; offsets and first_item from the totals.
-void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
+/// counts = its exclusive sum over the segments; offsets[b + 1] and first_item[b + 1] (which may be null) = where bin b
+/// ends. Begins at offsets[0] where `goes_on`, as left by the lists before, and at 0 where not.
+void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows, bool goes_on,
                         std::int64_t* offsets, std::int32_t* first_item);
 /// Exactly one of `entries` (packed) and `pairs` ((packed row, slot) as of moba::Inverse, `pair_stride` apart) is set.
 void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, const std::int64_t* offsets,
                            std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride);
-void launch_work_items(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
+void launch_work_items(cudaStream_t stream, std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
                        const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
                        WorkItem* items);
+
+struct PoolProblem {
+  const void* k;  // [Tk, HK, D]
+  std::int64_t k_row_stride, k_head_stride;
+  void* representatives;  // [block_rows, HK, D]
+  std::int64_t row_stride, head_stride;
+  std::int64_t block_rows, kv_heads, head_dim;
+  const BlockSpan* blocks;
+};
+
+void launch_pool(cudaStream_t stream, DType dtype, const PoolProblem& problem);
+
+struct SelectProblem {
+  CUtensorMap representatives;  // [R, HK, D], boxes of kSelectColumns rows
+  const void* q;                // [Tq, H, D]
+  std::int64_t q_row_stride, q_head_stride;
+  std::int64_t rows, heads, kv_heads, head_dim;
+  std::int32_t* blocks;  // [Tq, lists, budget]
+  std::int64_t row_stride, list_stride;
+  std::int64_t lists;
+  std::int32_t budget;
+  std::int32_t sinks;           // the first blocks of the sequence that take slots, where past
+  std::int32_t force_previous;  // 1: the block before the own one takes a slot
+  std::uint32_t block_size;     // the largest number stands for any that is larger: tokens are below 2^31
+  const SequenceSpan* sequences;
+  std::int64_t sequence_count;
+};
+
+/// Block rows of one tile of scores.
+inline constexpr int kSelectColumns = 128;
+
+void launch_select(cudaStream_t stream, DType dtype, const SelectProblem& problem);
+
+struct ScoreProblem {
+  const void* q;  // [Tq, H, D]
+  std::int64_t q_row_stride, q_head_stride;
+  const void* representatives;  // [R, HK, D]
+  std::int64_t r_row_stride, r_head_stride;
+  float* scores;  // [Tq, H, columns]
+  std::int64_t row_stride, head_stride;
+  std::int64_t rows, heads, kv_heads, head_dim, columns;
+  std::int64_t block_size;
+  const SequenceSpan* sequences;
+  std::int64_t sequence_count;
+};
+
+void launch_score(cudaStream_t stream, DType dtype, const ScoreProblem& problem);
+
+/// One part, or the result: out [rows, heads, Dv] of float32, bfloat16 or float16, lse float32 [heads, rows].
+struct PartView {
+  void* out;
+  float* lse;
+  std::int64_t row_stride, head_stride;
+  std::int64_t lse_head_stride, lse_row_stride;
+  DType dtype;
+};
+
+/// As many parts as the 4 KB of a kernel's parameters hold.
+inline constexpr int kMostParts = 64;
+
+struct MergeProblem {
+  std::int64_t rows, heads, value_dim;
+  PartView result;
+  int count;
+  PartView parts[kMostParts];
+};
+
+void launch_merge(cudaStream_t stream, const MergeProblem& problem);
 
 }  // namespace moba::cuda

@@ -42,20 +42,9 @@ __device__ void read_side(const Offsets& offsets, std::int64_t count, std::int64
   if (errors != 0 && error_word != nullptr) atomicOr(error_word, errors);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    sequences_kernel(Offsets q, Offsets k, std::int64_t count, SequenceSpan* sequences, std::int32_t* error_word) {
-  for (std::int64_t s = threadIdx.x; s < count; s += kThreads) sequences[s] = {};
-  __syncthreads();
-  if (q.data != nullptr) read_side(q, count, &sequences->q_begin, &sequences->q_length, error_word);
-  if (k.data != nullptr) read_side(k, count, &sequences->k_begin, &sequences->k_length, error_word);
-}
-
-__global__ void blocks_kernel(const SequenceSpan* sequences, std::int64_t count, std::int64_t block_size,
-                              std::int64_t block_rows, BlockSpan* blocks) {
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (row >= block_rows) return;
-  // First rows k_begin / B + s ascend strictly, so the last sequence that begins at or before the row is the one to
-  // ask.
+__device__ __forceinline__ BlockSpan block_of_row(const SequenceSpan* sequences, std::int64_t count,
+                                                  std::int64_t block_size, std::int64_t row) {
+  // First rows k_begin / B + s ascend strictly: ask the last sequence that begins at or before the row.
   std::int64_t low = 0, high = count;
   while (low < high) {
     const std::int64_t middle = low + (high - low) / 2;
@@ -65,32 +54,50 @@ __global__ void blocks_kernel(const SequenceSpan* sequences, std::int64_t count,
       high = middle;
     }
   }
-  BlockSpan span = {0, 0, -1};
-  if (low > 0) {
-    const SequenceSpan sequence = sequences[low - 1];
-    const std::int64_t begin = (row - sequence.k_begin / block_size - (low - 1)) * block_size;
-    if (begin < sequence.k_length) {
-      span = {sequence.k_begin + begin, static_cast<std::int32_t>(min(block_size, sequence.k_length - begin)),
-              static_cast<std::int32_t>(low - 1)};
-    }
+  if (low == 0) return {0, 0, -1};
+  const SequenceSpan sequence = sequences[low - 1];
+  const std::int64_t begin = (row - sequence.k_begin / block_size - (low - 1)) * block_size;
+  if (begin >= sequence.k_length) return {0, 0, -1};
+  return {sequence.k_begin + begin, static_cast<std::int32_t>(min(block_size, sequence.k_length - begin)),
+          static_cast<std::int32_t>(low - 1)};
+}
+
+/// Fills the blocks too, where `blocks` is given.
+__global__ void __launch_bounds__(kThreads)
+    sequences_kernel(Offsets q, Offsets k, std::int64_t count, SequenceSpan* sequences, std::int32_t* error_word,
+                     std::int64_t block_size, std::int64_t block_rows, BlockSpan* blocks) {
+  for (std::int64_t s = threadIdx.x; s < count; s += kThreads) sequences[s] = {};
+  __syncthreads();
+  if (q.data != nullptr) read_side(q, count, &sequences->q_begin, &sequences->q_length, error_word);
+  if (k.data != nullptr) read_side(k, count, &sequences->k_begin, &sequences->k_length, error_word);
+  if (blocks == nullptr) return;
+  __syncthreads();
+  for (std::int64_t row = threadIdx.x; row < block_rows; row += kThreads) {
+    blocks[row] = block_of_row(sequences, count, block_size, row);
   }
-  blocks[row] = span;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    blocks_kernel(const SequenceSpan* sequences, std::int64_t count, std::int64_t block_size, std::int64_t block_rows,
+                  BlockSpan* blocks) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (row < block_rows) blocks[row] = block_of_row(sequences, count, block_size, row);
 }
 
 }  // namespace
 
-void launch_sequences(cudaStream_t stream, const Offsets& q, const Offsets& k, std::int64_t count,
-                      SequenceSpan* sequences, std::int32_t* error_word) {
+void launch_block_map(cudaStream_t stream, const Offsets& q, const Offsets& k, std::int64_t count,
+                      SequenceSpan* sequences, std::int32_t* error_word, std::int64_t block_size,
+                      std::int64_t block_rows, BlockSpan* blocks) {
   if (count == 0) return;
-  sequences_kernel<<<1, kThreads, 0, stream>>>(q, k, count, sequences, error_word);
+  // Up to so many rows one block of threads fills the table in the time of a second launch.
+  constexpr std::int64_t kFewRows = 4 * kThreads;
+  const bool few = block_rows <= kFewRows;
+  sequences_kernel<<<1, kThreads, 0, stream>>>(q, k, count, sequences, error_word, block_size, block_rows,
+                                               few ? blocks : nullptr);
   check_cuda(cudaGetLastError(), "sequences_kernel");
-}
-
-void launch_blocks(cudaStream_t stream, const SequenceSpan* sequences, std::int64_t count, std::int64_t block_size,
-                   std::int64_t block_rows, BlockSpan* blocks) {
-  if (block_rows == 0) return;
-  constexpr int kRows = 128;
-  blocks_kernel<<<static_cast<unsigned>((block_rows + kRows - 1) / kRows), kRows, 0, stream>>>(
+  if (few) return;
+  blocks_kernel<<<static_cast<unsigned>((block_rows + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
       sequences, count, block_size, block_rows, blocks);
   check_cuda(cudaGetLastError(), "blocks_kernel");
 }

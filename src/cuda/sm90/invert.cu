@@ -12,55 +12,97 @@ namespace moba::cuda {
 namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
-// Counters of one warp: 16 KB, so that four warps fit a block and three blocks a multiprocessor. A batch with more
+// Counters of one warp: 18 KB, so that four warps fit a block and three blocks a multiprocessor. A batch with more
 // block rows is walked once for each window of them.
-constexpr std::int64_t kWindow = 4096;
+constexpr std::int64_t kWindow = 4608;
 constexpr int kWarps = 4;
+// Loads of a lane under way at a time: the walk is a chain of short steps, and one load each would leave it waiting.
+constexpr int kAhead = 8;
 
-/// Calls use(bin in the window, row, slot, valid) by all lanes together, in order of (row, slot), for the entries of a
-/// segment. `bin` is -1 where not valid: padding, an entry that may not be attended, or one outside of the window.
+/// What a lane knows of its row, kept while rows go up: the own block does not change before `limit`.
+struct RowRun {
+  std::uint32_t limit = 0;  // rows of the segment
+  std::int32_t own = 0;     // own block; 0 where no block is past
+  std::int32_t first_bin = 0;
+};
+
+__device__ __forceinline__ RowRun run_of_row(const InvertProblem& problem, std::int64_t first, std::uint32_t row) {
+  const std::int64_t packed = problem.first_row + first + row;
+  const std::int64_t s = sequence_of_row(problem.sequences, problem.sequence_count, packed);
+  if (s < 0) return {row + 1, 0, 0};
+  const SequenceSpan sequence = problem.sequences[s];
+  const std::int64_t position = packed - sequence.q_begin + sequence.k_length - sequence.q_length;
+  const std::int64_t own = position < 0 ? 0 : position / problem.block_size;
+  const std::int64_t to_next =
+      min((own + 1) * problem.block_size - position, sequence.q_begin + sequence.q_length - packed);
+  return {row + static_cast<std::uint32_t>(min(to_next, kMaxSliceRows)), static_cast<std::int32_t>(own),
+          static_cast<std::int32_t>(sequence.k_begin / problem.block_size + s)};
+}
+
+/// Calls use(bin in the window, row of the slice, slot, valid) by all lanes together, in order of (row, slot), for the
+/// entries of a segment. `bin` is -1 where not valid: padding, an entry that may not be attended, or one outside of the
+/// window.
 template <bool kReport, class Use>
 __device__ __forceinline__ void walk_segment(const InvertProblem& problem, std::int64_t list, std::int64_t segment,
-                                             std::int64_t window, Use&& use) {
-  const int lane = threadIdx.x % 32;
-  const std::uint32_t budget = static_cast<std::uint32_t>(problem.budget);
+                                             std::int32_t window, Use&& use) {
+  const std::uint32_t lane = threadIdx.x % 32, budget = static_cast<std::uint32_t>(problem.budget);
   const std::int64_t first = segment * problem.segment_rows;
   const std::int64_t rows = min(problem.segment_rows, problem.rows - first);
   if (rows <= 0) return;
   const std::uint32_t count = static_cast<std::uint32_t>(rows) * budget;  // below 2^32: see kMaxSliceRows
   const std::int32_t* lists = problem.list + first * problem.row_stride + list * problem.list_stride;
-  RowLookup lookup{problem.sequences, problem.sequence_count, problem.block_size};
-  std::uint32_t bad_row = kAllLanes;  // the last row with an entry that breaks the rule, if it may go on in this step
-  for (std::uint32_t at = 0; at < count; at += 32) {
-    const std::uint32_t entry = at + lane;
-    const bool inside = entry < count;
-    const std::uint32_t row = inside ? entry / budget : 0, slot = inside ? entry % budget : 0;
-    const std::int32_t* row_list = lists + row * problem.row_stride;
-    const std::int32_t block = inside ? row_list[slot] : -1;
-    const std::int32_t own = static_cast<std::int32_t>(lookup.own_block(problem.first_row + first + row));
-    const std::int32_t before = inside && slot > 0 ? row_list[slot - 1] : -1;
-    // A list that ascends from its first slot is valid throughout; anything else is judged from its beginning.
-    const bool plain = block == -1 || (block >= 0 && block < own && (slot == 0 || (before >= 0 && before < block)));
-    bool valid = block >= 0 && block < own;
-    if (__any_sync(kAllLanes, !plain || row == bad_row)) {
-      std::int32_t highest = -1;
-      for (std::uint32_t s = 0; s < slot; ++s) {
-        const std::int32_t other = row_list[s];
-        if (other < own) highest = max(highest, other);
-      }
-      valid = valid && block > highest;
-      if (kReport && !valid && block != -1 && problem.error_word != nullptr) {
-        atomicOr(problem.error_word, static_cast<int>(kSelectionOutOfRange));
-      }
-      const std::uint32_t worst = __reduce_max_sync(kAllLanes, inside && !plain ? row + 1 : 0u);
-      if (worst != 0) bad_row = worst - 1;
+  const std::uint32_t step_rows = 32 / budget, step_slots = 32 % budget;
+  const auto advance = [&](std::uint32_t& row, std::uint32_t& slot) {
+    row += step_rows;
+    slot += step_slots;
+    if (slot >= budget) {
+      slot -= budget;
+      ++row;
     }
-    std::int64_t bin = valid ? lookup.first_block_row + block - window : -1;
-    if (bin < 0 || bin >= kWindow) {
-      bin = -1;
-      valid = false;
+  };
+  std::uint32_t row = lane / budget, slot = lane % budget;
+  std::uint32_t load_row = row, load_slot = slot;
+  RowRun run;
+  std::int32_t carry = -1;            // the entry before the step's first
+  std::uint32_t bad_row = kAllLanes;  // the last row with an entry that breaks the rule
+  for (std::uint32_t at = 0; at < count; at += 32 * kAhead) {
+    std::int32_t ahead[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      ahead[u] = count - at > 32 * u + lane ? __ldg(lists + load_row * problem.row_stride + load_slot) : -1;
+      advance(load_row, load_slot);
     }
-    use(static_cast<std::int32_t>(bin), static_cast<std::uint32_t>(first) + row, slot, valid);
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (count - at <= 32 * u) break;
+      const std::int32_t block = ahead[u];
+      std::int32_t before = __shfl_up_sync(kAllLanes, block, 1);
+      if (lane == 0) before = carry;
+      carry = __shfl_sync(kAllLanes, block, 31);
+      if (row >= run.limit && block != -1) run = run_of_row(problem, first, row);
+      // A list that ascends from its first slot is valid throughout; anything else is judged from its beginning.
+      bool valid = block >= 0 && block < run.own;
+      const bool plain = block == -1 || (valid && (slot == 0 || (before >= 0 && before < block)));
+      if (__any_sync(kAllLanes, !plain || row == bad_row)) {
+        const std::int32_t* row_list = lists + row * problem.row_stride;
+        std::int32_t highest = -1;
+        for (std::uint32_t s = 0; block != -1 && s < slot; ++s) {
+          const std::int32_t other = row_list[s];
+          if (other < run.own) highest = max(highest, other);
+        }
+        valid = valid && block > highest;
+        if (kReport && !valid && block != -1 && problem.error_word != nullptr) {
+          atomicOr(problem.error_word, static_cast<int>(kSelectionOutOfRange));
+        }
+        const std::uint32_t worst = __reduce_max_sync(kAllLanes, plain ? 0u : row + 1);
+        if (worst != 0) bad_row = worst - 1;
+      }
+      std::int32_t bin = run.first_bin + block - window;
+      valid = valid && static_cast<std::uint32_t>(bin) < static_cast<std::uint32_t>(kWindow);
+      if (!valid) bin = -1;
+      use(bin, static_cast<std::uint32_t>(first) + row, slot, valid);
+      advance(row, slot);
+    }
   }
 }
 
@@ -88,7 +130,7 @@ __global__ void __launch_bounds__(32 * kWarps) invert_count_kernel(InvertProblem
   const int lane = threadIdx.x % 32;
   for (std::int64_t bin = lane; bin < task.bins; bin += 32) task.histogram[bin] = 0;
   __syncwarp();
-  walk_segment<true>(problem, task.list, task.segment, task.window,
+  walk_segment<true>(problem, task.list, task.segment, static_cast<std::int32_t>(task.window),
                      [&](std::int32_t bin, std::uint32_t, std::uint32_t, bool valid) {
                        if (valid) atomicAdd(task.histogram + bin, 1u);
                      });
@@ -98,7 +140,7 @@ __global__ void __launch_bounds__(32 * kWarps) invert_count_kernel(InvertProblem
   for (std::int64_t bin = lane; bin < task.bins; bin += 32) counts[bin] = task.histogram[bin];
 }
 
-/// counts[list, :, bin] becomes its exclusive sum over the segments; totals[list, bin] the whole sum.
+/// counts[list, :, bin] becomes its exclusive sum over the segments; totals[bin + 1] the whole sum.
 __global__ void invert_columns_kernel(InvertProblem problem, std::int64_t* totals) {
   const std::int64_t bin = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (bin >= problem.lists * problem.block_rows) return;
@@ -122,28 +164,29 @@ __global__ void invert_columns_kernel(InvertProblem problem, std::int64_t* total
     counts[segment * problem.block_rows] = sum;
     sum += value;
   }
-  totals[bin] = sum;
+  totals[bin + 1] = sum;
 }
 
 constexpr int kScanThreads = 1024;
 constexpr int kScanEach = 8;
 
-struct EntriesAndItems {
-  std::int64_t entries;
-  std::int64_t items;
-};
-
-/// offsets[bin] holds totals and becomes their exclusive sum; first_item likewise of the work items. One block.
+/// offsets[bin + 1] holds totals and becomes their inclusive sum; first_item likewise of the work items. One block.
 __global__ void __launch_bounds__(kScanThreads)
-    invert_offsets_kernel(std::int64_t bins, std::int64_t item_rows, std::int64_t* offsets, std::int32_t* first_item) {
-  std::int64_t entries = 0, items = 0;  // of the rounds before
+    invert_offsets_kernel(std::int64_t bins, std::int64_t item_rows, bool goes_on, std::int64_t* offsets,
+                          std::int32_t* first_item) {
+  // Of the bins before.
+  std::int64_t entries = goes_on ? offsets[0] : 0, items = goes_on && first_item != nullptr ? first_item[0] : 0;
+  if (threadIdx.x == 0 && !goes_on) {
+    offsets[0] = 0;
+    if (first_item != nullptr) first_item[0] = 0;
+  }
   for (std::int64_t first = 0; first < bins; first += kScanThreads * kScanEach) {
     const std::int64_t begin = first + threadIdx.x * kScanEach;
     std::int64_t counts[kScanEach];
     std::int64_t my_entries = 0, my_items = 0;
 #pragma unroll
     for (int i = 0; i < kScanEach; ++i) {
-      counts[i] = begin + i < bins ? offsets[begin + i] : 0;
+      counts[i] = begin + i < bins ? offsets[begin + i + 1] : 0;
       my_entries += counts[i];
       my_items += (counts[i] + item_rows - 1) / item_rows;
     }
@@ -153,19 +196,15 @@ __global__ void __launch_bounds__(kScanThreads)
     std::int64_t entry = entries + entry_scan.exclusive, item = items + item_scan.exclusive;
 #pragma unroll
     for (int i = 0; i < kScanEach; ++i) {
-      if (begin + i < bins) {
-        offsets[begin + i] = entry;
-        if (first_item != nullptr) first_item[begin + i] = static_cast<std::int32_t>(item);
-      }
       entry += counts[i];
       item += (counts[i] + item_rows - 1) / item_rows;
+      if (begin + i < bins) {
+        offsets[begin + i + 1] = entry;
+        if (first_item != nullptr) first_item[begin + i + 1] = static_cast<std::int32_t>(item);
+      }
     }
     entries += entry_scan.total;
     items += item_scan.total;
-  }
-  if (threadIdx.x == 0) {
-    offsets[bins] = entries;
-    if (first_item != nullptr) first_item[bins] = static_cast<std::int32_t>(items);
   }
 }
 
@@ -185,7 +224,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     task.histogram[bin] = static_cast<std::uint32_t>(offsets[first_bin + task.window + bin] - base) + counts[bin];
   }
   __syncwarp();
-  walk_segment<false>(problem, task.list, task.segment, task.window,
+  walk_segment<false>(problem, task.list, task.segment, static_cast<std::int32_t>(task.window),
                       [&](std::int32_t bin, std::uint32_t row, std::uint32_t slot, bool valid) {
                         // Lanes with the same block take consecutive places, in the order of the lanes.
                         const unsigned peers = __match_any_sync(kAllLanes, bin);
@@ -255,7 +294,7 @@ void launch_invert_count(cudaStream_t stream, const InvertProblem& problem) {
   check_cuda(cudaGetLastError(), "invert_count_kernel");
 }
 
-void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
+void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows, bool goes_on,
                         std::int64_t* offsets, std::int32_t* first_item) {
   const std::int64_t bins = problem.lists * problem.block_rows;
   constexpr int kThreads = 128;
@@ -264,7 +303,7 @@ void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::
                                                                                                             offsets);
     check_cuda(cudaGetLastError(), "invert_columns_kernel");
   }
-  invert_offsets_kernel<<<1, kScanThreads, 0, stream>>>(bins, item_rows, offsets, first_item);
+  invert_offsets_kernel<<<1, kScanThreads, 0, stream>>>(bins, item_rows, goes_on, offsets, first_item);
   check_cuda(cudaGetLastError(), "invert_offsets_kernel");
 }
 
@@ -278,14 +317,13 @@ void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, co
   check_cuda(cudaGetLastError(), "invert_scatter_kernel");
 }
 
-void launch_work_items(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
+void launch_work_items(cudaStream_t stream, std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
                        const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
                        WorkItem* items) {
-  const std::int64_t bins = problem.lists * problem.block_rows;
   if (bins == 0) return;
   constexpr int kWarpsEach = 8;
   work_items_kernel<<<static_cast<unsigned>((bins + kWarpsEach - 1) / kWarpsEach), 32 * kWarpsEach, 0, stream>>>(
-      bins, problem.block_rows, item_rows, offsets, first_item, blocks, items);
+      bins, block_rows, item_rows, offsets, first_item, blocks, items);
   check_cuda(cudaGetLastError(), "work_items_kernel");
 }
 

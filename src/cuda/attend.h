@@ -1,0 +1,91 @@
+// Launchers of the forward pass: raw pointers, strides in elements, everything on one stream.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/inverse.h"
+#include "moba/tensor.h"
+
+namespace moba::cuda {
+
+/// Which query heads a selection head serves. HS selection heads, HK key/value heads, H query heads; HS is H, HK or 1.
+struct HeadGroups {
+  std::int32_t heads_per_list = 1;  // H / HS
+  std::int32_t units_per_list = 1;  // key/value heads among them, at least 1: work items are taken once for each
+  std::int32_t heads_per_unit = 1;  // query heads that share both list and key/value head
+  std::int32_t heads_per_kv = 1;    // H / HK
+};
+
+/// Partial results of a slice: out [heads, rows, budget, D] in the dtype of q, lse float32 [heads, rows, budget], where
+/// heads are the query heads of the slice's lists: work goes head by head, so that what it writes lies together. The
+/// lse of a slot without a block has all bits set. At most 2^32 - 1 slots, more than any Hopper GPU has room for.
+struct Partials {
+  void* out = nullptr;
+  float* lse = nullptr;
+  std::int64_t first_row = 0, rows = 0;
+  std::int32_t first_head = 0, heads = 0;
+  std::int32_t budget = 0;
+
+  /// Slot 0 of a row (counted from first_row) and a query head.
+  constexpr std::int64_t place(std::int64_t row, std::int32_t head) const {
+    return ((head - first_head) * rows + row) * budget;
+  }
+};
+
+struct HistoryArgs {
+  const void* q = nullptr;  // [Tq, H, D]
+  std::int64_t q_row_stride = 0, q_head_stride = 0;
+  const WorkItem* items = nullptr;
+  const std::int32_t* item_count = nullptr;
+  const std::uint32_t* entries = nullptr;
+  std::int32_t first_list = 0;
+  std::int64_t block_size = 0;
+  HeadGroups groups;
+  Partials partials;
+  float softmax_scale = 0.0f;
+};
+
+/// Rows of keys in a box of the maps of k and v, for blocks of this size.
+int history_key_rows(std::int64_t block_size);
+
+/// Attention of gathered rows over the whole past blocks that they chose: one partial result for each entry.
+/// Persistent: `max_units`, at least the number of items times units_per_list, only bounds the grid.
+void launch_attend_history(cudaStream_t stream, DType dtype, std::int64_t head_dim, const HistoryArgs& args,
+                           const CUtensorMap& k_map, const CUtensorMap& v_map, std::int64_t max_units);
+
+/// Query rows and key rows in the boxes of the maps of q, k and v for the own blocks.
+inline constexpr int kOwnRows = 64;
+
+struct OwnArgs {
+  const void* q = nullptr;  // [Tq, H, D]
+  const void* k = nullptr;  // [Tk, HK, D]
+  const void* v = nullptr;  // [Tk, HK, D]
+  std::int64_t q_row_stride = 0, q_head_stride = 0;
+  std::int64_t k_row_stride = 0, k_head_stride = 0;
+  std::int64_t v_row_stride = 0, v_head_stride = 0;
+  void* out = nullptr;  // [Tq, H, D]
+  std::int64_t out_row_stride = 0, out_head_stride = 0;
+  float* lse = nullptr;  // [H, Tq]
+  std::int64_t lse_head_stride = 0;
+  const SequenceSpan* sequences = nullptr;
+  std::int64_t sequence_count = 0;
+  std::int64_t first_row = 0, rows = 0;  // of the slice
+  std::int64_t block_size = 0;
+  std::int32_t heads_per_kv = 1;
+  Partials partials;  // budget 0: nothing to merge
+  float softmax_scale = 0.0f;
+};
+
+/// Causal attention inside each row's own block, merged with the row's partial results in slot order: out and lse of
+/// the slice's rows that a sequence holds.
+void launch_attend_own(cudaStream_t stream, DType dtype, std::int64_t head_dim, const OwnArgs& args,
+                       const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map);
+
+/// {0, -inf} for the rows of [0, rows) that no sequence holds, all `heads`.
+void launch_fill_unheld_rows(cudaStream_t stream, DType dtype, std::int64_t head_dim, const OwnArgs& args,
+                             std::int64_t rows, std::int32_t heads);
+
+}  // namespace moba::cuda

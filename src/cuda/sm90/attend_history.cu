@@ -1,0 +1,274 @@
+// Attention of gathered query rows over the past block that they chose.
+//
+// A work item is a block and some of the rows that chose it. Its rows are taken 128 at a time: one warpgroup gathers
+// them with 16-byte copies, up to three tiles ahead, and orders K and V of the block from the copy engine; two
+// warpgroups multiply, 64 rows each. A block that fits one tile of keys stays in shared memory for all tiles of the
+// item; a larger one streams through a ring once for every 128 rows. To the multiplying warpgroups all this is one
+// sequence of steps (a tile of rows, a tile of keys): the product S = Q K^T of a step runs beside O += P V of the one
+// before, across tiles and items, and the two warpgroups take turns so that one's exponentials hide behind the
+// other's products.
+#include <algorithm>
+
+#include "cuda/attend.h"
+#include "cuda/cuda_check.h"
+#include "cuda/device/barrier.cuh"
+#include "cuda/device/copy.cuh"
+#include "cuda/device/softmax.cuh"
+#include "cuda/device/wgmma.cuh"
+#include "cuda/instances.h"
+#include "cuda/sm90/history_producer.cuh"
+
+namespace moba::cuda {
+namespace {
+
+using namespace history;
+
+/// Keys past the block's end give no probability, whatever they are.
+template <int kKeys>
+__device__ __forceinline__ void mask_tail(float (&scores)[kKeys / 2], int keys) {
+  const int column = 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (8 * j + column + c >= keys) {
+        scores[4 * j + c] = minus_infinity();
+        scores[4 * j + 2 + c] = minus_infinity();
+      }
+    }
+  }
+}
+
+/// Values of another block, which may be NaN, must not meet the probabilities 0 of the masked keys. Both warpgroups
+/// write the same zeros, each before its own product, so that neither waits for the other.
+template <class T, int kDim, int kKeys>
+__device__ __forceinline__ void clear_tail(T* v, int keys, int group) {
+  constexpr int kChunks = kDim / 8;
+  for (int i = threadIdx.x % 128; i < (kKeys - keys) * kChunks; i += 128) {
+    const int offset = swizzled_offset(kKeys, keys + i / kChunks, i % kChunks);
+    *reinterpret_cast<uint4*>(reinterpret_cast<char*>(v) + offset) = uint4{0, 0, 0, 0};
+  }
+  fence_async_proxy();
+  named_sync(1 + group, 128);
+}
+
+/// Rows of the accumulator, scaled, to their places among the partial results.
+template <class T, int kDim>
+__device__ __forceinline__ void store_rows(const Partials& partials, const std::uint32_t (&places)[2],
+                                           const float (&o)[kDim / 2], const float (&factor)[2],
+                                           const float (&lse)[2]) {
+  const int lane = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool valid = places[i] != kNoPlace;
+    T* out = static_cast<T*>(partials.out) + static_cast<std::int64_t>(places[i]) * kDim;
+#pragma unroll
+    for (int part = 0; part < kDim / 32; ++part) {
+      std::uint32_t words[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = 4 * (4 * part + j) + 2 * i;
+        words[j] = pack<T>(o[at] * factor[i], o[at + 1] * factor[i]);
+      }
+      quad_transpose(words);
+      if (valid) {
+        // Read once, by another kernel: Q, K and V shall stay in the L2 cache instead.
+        __stcs(reinterpret_cast<uint4*>(out + part * 32 + lane * 8), uint4{words[0], words[1], words[2], words[3]});
+      }
+    }
+    // All bits set mean "no partial here"; a NaN of this kernel must not look like that.
+    const float value = isnan(lse[i]) ? __int_as_float(0x7fffffff) : lse[i];
+    if (valid && lane == 0) partials.lse[places[i]] = value;
+  }
+}
+
+template <class T, int kDim, int kKeys>
+__device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<T, kDim, kKeys>& storage) {
+  RingPlace<kQueryStages> q_place;
+  RingPlace<kKeyStages> k_place, v_place;
+  const int group = threadIdx.x / 128 - 1;
+  const int row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+  const float scale_log2 = args.softmax_scale * kLog2E;
+  const auto release = [](Barrier& barrier) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier.arrive();
+  };
+  // The warpgroups take turns at ordering products.
+  constexpr int kTurnBarrier = 3, kTurnThreads = kConsumerWarps * 32;
+  const auto wait_for_turn = [&] { named_sync(kTurnBarrier + group, kTurnThreads); };
+  const auto pass_turn = [&] { named_arrive(kTurnBarrier + 1 - group, kTurnThreads); };
+  if (group == 1) pass_turn();
+
+  float scores[kKeys / 2], o[kDim / 2], shrink[2];
+  std::uint32_t p[kKeys / 4];
+  RowState state;
+  std::uint32_t places[2];
+  TileInfo tile;
+  int key_tile = 0;
+
+  const auto begin_tile = [&] {  // returns what came; its rows are in storage.q[q_place.stage]
+    storage.q_full[q_place.stage].wait(q_place.parity);
+    fence_async_proxy();  // the rows came through cp.async
+    return storage.info[q_place.stage];
+  };
+  const auto read_places = [&](std::uint32_t(&to)[2]) {
+    to[0] = storage.place[q_place.stage][row];
+    to[1] = storage.place[q_place.stage][row + 8];
+  };
+  const auto query_key = [&] {
+    wgmma_fence();
+    wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(
+        scores, tile_descriptor<Major::K>(storage.q[q_place.stage], kRows, group * 64), kRows,
+        tile_descriptor<Major::K>(storage.k[k_place.stage], kKeys), kKeys, false);
+    wgmma_commit();
+  };
+  const auto after_query_key = [&](const TileInfo& of, int of_key_tile) {
+    if (of.keys_leave()) {
+      release(storage.k_empty[k_place.stage]);
+      k_place.advance();
+    }
+    if (of_key_tile + 1 == of.key_tiles) {
+      release(storage.q_empty[q_place.stage]);
+      q_place.advance();
+      if (of.tail < kKeys) mask_tail<kKeys>(scores, of.tail);
+    }
+  };
+  const auto wait_for_values = [&] {
+    if (!tile.keys_arrive()) return;
+    storage.v_full[v_place.stage].wait(v_place.parity);
+    if (key_tile + 1 == tile.key_tiles && tile.tail < kKeys) {
+      clear_tail<T, kDim, kKeys>(storage.v[v_place.stage], tile.tail, group);
+    }
+  };
+  const auto probability_value = [&] {
+    wgmma_fence();
+    wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, tile_descriptor<Major::MN>(storage.v[v_place.stage], kKeys),
+                                                kKeys, key_tile > 0);
+    wgmma_commit();
+  };
+  const auto after_probability_value = [&] {
+    if (!tile.keys_leave()) return;
+    release(storage.v_empty[v_place.stage]);
+    v_place.advance();
+  };
+  const auto store = [&](RowState& of) {
+    float factor[2], lse[2];
+    of.finish(args.softmax_scale, factor, lse);
+    store_rows<T, kDim>(args.partials, places, o, factor, lse);
+  };
+
+  tile = begin_tile();
+  if (tile.key_tiles == 0) return;
+  read_places(places);
+  storage.k_full[k_place.stage].wait(k_place.parity);
+  query_key();
+  wgmma_wait<0>();
+  hold_registers(scores);
+  after_query_key(tile, 0);
+  state.update<kKeys, true>(scores, scale_log2, shrink);
+  pack_rows<T, kKeys>(p, scores);
+  while (true) {
+    const bool ends = key_tile + 1 == tile.key_tiles;
+    TileInfo next = tile;
+    std::uint32_t next_places[2];
+    if (ends) {
+      next = begin_tile();
+      if (next.key_tiles == 0) break;
+      read_places(next_places);
+    }
+    const int next_key_tile = ends ? 0 : key_tile + 1;
+    if (next.keys_arrive()) storage.k_full[k_place.stage].wait(k_place.parity);
+    wait_for_turn();
+    query_key();
+    wait_for_values();
+    probability_value();
+    pass_turn();
+    wgmma_wait<1>();
+    hold_registers(scores);
+    after_query_key(next, next_key_tile);
+    RowState ended = state;
+    if (ends) state = RowState{};
+    state.update<kKeys, false>(scores, scale_log2, shrink);
+    wgmma_wait<0>();
+    hold_registers(o);
+    after_probability_value();
+    if (ends) {
+      store(ended);
+      places[0] = next_places[0], places[1] = next_places[1];
+    } else {
+      scale_rows<kDim>(o, shrink);
+    }
+    pack_rows<T, kKeys>(p, scores);
+    tile = next;
+    key_tile = next_key_tile;
+  }
+  wait_for_values();
+  probability_value();
+  wgmma_wait<0>();
+  hold_registers(o);
+  store(state);
+}
+
+template <class T, int kDim, int kKeys>
+__global__ void __launch_bounds__(kThreads, 1)
+    attend_history_kernel(const __grid_constant__ HistoryArgs args, const __grid_constant__ CUtensorMap k_map,
+                          const __grid_constant__ CUtensorMap v_map) {
+  extern __shared__ char shared[];
+  auto& storage =
+      *reinterpret_cast<HistoryStorage<T, kDim, kKeys>*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
+  if (threadIdx.x == 0) {
+    prefetch_map(&k_map);
+    prefetch_map(&v_map);
+    for (int i = 0; i < kQueryStages; ++i) {
+      storage.q_full[i].init(2 * 128);  // copies and stores of each producer
+      storage.q_empty[i].init(kConsumerWarps);
+    }
+    for (int i = 0; i < kKeyStages; ++i) {
+      storage.k_full[i].init(1);
+      storage.v_full[i].init(1);
+      storage.k_empty[i].init(kConsumerWarps);
+      storage.v_empty[i].init(kConsumerWarps);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    give_registers<kProducerRegisters>();
+    produce<T, kDim, kKeys>(args, k_map, v_map, storage);
+  } else {
+    take_registers<kConsumerRegisters>();
+    consume<T, kDim, kKeys>(args, storage);
+  }
+}
+
+template <class T, int kDim, int kKeys>
+void launch(cudaStream_t stream, const HistoryArgs& args, const CUtensorMap& k_map, const CUtensorMap& v_map,
+            std::int64_t max_units) {
+  const auto kernel = attend_history_kernel<T, kDim, kKeys>;
+  constexpr int kBytes = sizeof(HistoryStorage<T, kDim, kKeys>) + 1024;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+             "cudaFuncSetAttribute(attend_history_kernel)");
+  const auto grid = static_cast<unsigned>(std::min<std::int64_t>(multiprocessors(), max_units));
+  kernel<<<grid, kThreads, kBytes, stream>>>(args, k_map, v_map);
+  check_cuda(cudaGetLastError(), "attend_history_kernel");
+}
+
+}  // namespace
+
+int history_key_rows(std::int64_t block_size) {
+  return block_size <= 64 ? 64 : 128;
+}
+
+void launch_attend_history(cudaStream_t stream, DType dtype, std::int64_t head_dim, const HistoryArgs& args,
+                           const CUtensorMap& k_map, const CUtensorMap& v_map, std::int64_t max_units) {
+  if (max_units == 0) return;
+  dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
+    if (history_key_rows(args.block_size) == 64) {
+      launch<T, kDim, 64>(stream, args, k_map, v_map, max_units);
+    } else {
+      launch<T, kDim, 128>(stream, args, k_map, v_map, max_units);
+    }
+  });
+}
+
+}  // namespace moba::cuda

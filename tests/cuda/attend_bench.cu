@@ -1,0 +1,211 @@
+// Times the stages of the forward pass on made-up choices: attend_bench [filter of row names]. Medians of CUDA events.
+#include <cuda_bf16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cuda/attend.h"
+#include "cuda/cuda_check.h"
+#include "cuda/device.h"
+#include "cuda/inverse.h"
+#include "cuda/slices.h"
+#include "cuda/tensor_map.h"
+#include "cuda/verbs.h"
+
+namespace moba::test {
+namespace {
+
+struct Row {
+  const char* name;
+  std::int64_t tokens, heads, kv_heads, dim, block_size, top_k;
+  bool skewed = false;
+};
+
+constexpr Row kRows[] = {
+    {"8K 512,3", 8192, 16, 16, 128, 512, 3},
+    {"32K 512,3", 32768, 16, 16, 128, 512, 3},
+    {"32K 128,8", 32768, 16, 16, 128, 128, 8},
+    {"64K d64 64,8", 65536, 4, 4, 64, 64, 8},
+    {"32K d64 512,3", 32768, 16, 16, 64, 512, 3},
+    {"128K 512,3", 131072, 16, 16, 128, 512, 3},
+    {"128K 128,8", 131072, 16, 16, 128, 128, 8},
+    {"128K 32/8 128,8", 131072, 32, 8, 128, 128, 8},
+    {"128K 4096,12", 131072, 16, 16, 128, 4096, 12},
+    {"32K 128,8 skewed", 32768, 16, 16, 128, 128, 8, true},
+    {"128K 512,3 skewed", 131072, 16, 16, 128, 512, 3, true},
+};
+
+__device__ std::uint32_t mix(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return static_cast<std::uint32_t>(x >> 32);
+}
+
+__global__ void fill_normal_kernel(__nv_bfloat16* data, std::int64_t count, std::uint64_t seed) {
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
+       i += gridDim.x * std::int64_t{blockDim.x}) {
+    const float u = (mix(2 * i + seed) + 1.0f) * 0x1p-32f, angle = mix(2 * i + 1 + seed) * 0x1p-32f;
+    data[i] = __float2bfloat16(sqrtf(-2.0f * logf(fminf(u, 1.0f))) * cospif(2.0f * angle));
+  }
+}
+
+/// Past blocks, one at random from each of `budget` equal ranges; all of them where there are no more than that; where
+/// skewed, the first ones.
+__global__ void fill_choice_kernel(std::int32_t* list, std::int64_t rows, std::int64_t heads, std::int64_t budget,
+                                   std::int64_t block_size, bool skewed) {
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < rows * heads;
+       i += gridDim.x * std::int64_t{blockDim.x}) {
+    const std::int64_t own = i / heads / block_size;
+    for (std::int64_t slot = 0; slot < budget; ++slot) {
+      std::int64_t block = slot < own ? slot : -1;
+      if (own > budget && !skewed) {
+        const std::int64_t low = slot * own / budget, high = (slot + 1) * own / budget;
+        block = low + mix(i * 64 + slot) % (high - low);
+      }
+      list[i * budget + slot] = static_cast<std::int32_t>(block);
+    }
+  }
+}
+
+class Memory {
+ public:
+  explicit Memory(std::int64_t bytes) { must(cudaMalloc(&data_, static_cast<std::size_t>(bytes)), "cudaMalloc"); }
+  ~Memory() { cudaFree(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* get() const { return data_; }
+
+ private:
+  void* data_ = nullptr;
+};
+
+float median_ms(cudaStream_t stream, const std::function<void()>& work) {
+  constexpr int kRuns = 7;
+  cudaEvent_t begin, end;
+  cudaEventCreate(&begin);
+  cudaEventCreate(&end);
+  std::vector<float> times;
+  for (int run = 0; run <= kRuns; ++run) {
+    cudaEventRecord(begin, stream);
+    work();
+    cudaEventRecord(end, stream);
+    must(cudaEventSynchronize(end), "timed work");
+    float ms = 0.0f;
+    cudaEventElapsedTime(&ms, begin, end);
+    if (run > 0) times.push_back(ms);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+void time_row(const Row& row) {
+  DeviceContext context(std::int64_t{12} << 30);
+  context.poisons = false;
+  const cudaStream_t stream = context.cuda_stream();
+  const std::int64_t n = row.tokens, h = row.heads, hk = row.kv_heads, d = row.dim, budget = row.top_k - 1;
+  const Memory q(n * h * d * 2), k(n * hk * d * 2), v(n * hk * d * 2), out(n * h * d * 2), lse(n * h * 4);
+  const Memory list(n * h * budget * 4), cu(8);
+  const std::int32_t offsets[2] = {0, static_cast<std::int32_t>(n)};
+  must(cudaMemcpy(cu.get(), offsets, 8, cudaMemcpyHostToDevice), "cudaMemcpy");
+  fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(q.get()), n * h * d, 1);
+  fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(k.get()), n * hk * d, 1ull << 40);
+  fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(v.get()), n * hk * d, 1ull << 41);
+  fill_choice_kernel<<<1024, 256, 0, stream>>>(static_cast<std::int32_t*>(list.get()), n, h, budget, row.block_size,
+                                               row.skewed);
+  AttendArgs args;
+  args.q = TensorView(q.get(), DType::kBFloat16, {n, h, d}, gpu());
+  args.k = TensorView(k.get(), DType::kBFloat16, {n, hk, d}, gpu());
+  args.v = TensorView(v.get(), DType::kBFloat16, {n, hk, d}, gpu());
+  const TensorView cu_view(cu.get(), DType::kInt32, {2}, gpu());
+  args.batch = {cu_view, cu_view, n, n};
+  args.selection.kind = SelectionKind::kList;
+  args.selection.block_size = row.block_size;
+  args.selection.blocks = TensorView(list.get(), DType::kInt32, {n, h, budget}, gpu());
+  args.softmax_scale = 1.0 / std::sqrt(static_cast<double>(d));
+  args.result = {TensorView(out.get(), DType::kBFloat16, {n, h, d}, gpu()),
+                 TensorView(lse.get(), DType::kFloat32, {h, n}, gpu())};
+
+  const float whole = median_ms(stream, [&] { cuda::attend(context, args); });
+
+  // The stages of one slice that holds everything.
+  const cuda::HeadGroups groups = cuda::head_groups(h, hk, h);
+  const cuda::Slice slice{0, n, 0, h};
+  const cuda::BlockMap map(context, args.batch, n, n, row.block_size);
+  const std::int64_t item_rows = cuda::item_rows_for(slice, budget, row.block_size, groups, cuda::multiprocessors());
+  cuda::BlockInverse inverse(context, map, args.selection, slice, item_rows);
+  const Memory partial_out(n * h * budget * d * 2), partial_lse(n * h * budget * 4);
+  cuda::HistoryArgs history;
+  history.q = q.get();
+  history.q_row_stride = h * d, history.q_head_stride = d;
+  history.block_size = row.block_size;
+  history.groups = groups;
+  history.softmax_scale = static_cast<float>(args.softmax_scale);
+  cuda::Partials& partials = history.partials;
+  partials.out = partial_out.get(), partials.lse = static_cast<float*>(partial_lse.get());
+  partials.rows = n, partials.heads = static_cast<std::int32_t>(h), partials.budget = static_cast<std::int32_t>(budget);
+  const int key_rows = cuda::history_key_rows(row.block_size);
+  const CUtensorMap k_map = cuda::tensor_map("k", args.k, key_rows), v_map = cuda::tensor_map("v", args.v, key_rows);
+  const float invert_ms = median_ms(stream, [&] { inverse.build(slice); });
+  must(cudaMemsetAsync(partial_lse.get(), 0xff, static_cast<std::size_t>(n * h * budget * 4), stream), "memset");
+  history.items = inverse.items(), history.item_count = inverse.item_count(), history.entries = inverse.entries();
+  const float history_ms = median_ms(stream, [&] {
+    cuda::launch_attend_history(stream, DType::kBFloat16, d, history, k_map, v_map, inverse.max_items());
+  });
+  cuda::OwnArgs own;
+  own.q = q.get(), own.k = k.get(), own.v = v.get(), own.out = out.get(), own.lse = static_cast<float*>(lse.get());
+  own.q_row_stride = own.out_row_stride = h * d, own.q_head_stride = own.out_head_stride = d;
+  own.k_row_stride = own.v_row_stride = hk * d, own.k_head_stride = own.v_head_stride = d;
+  own.lse_head_stride = n;
+  own.sequences = map.sequences(), own.sequence_count = 1;
+  own.rows = n, own.block_size = row.block_size, own.heads_per_kv = groups.heads_per_kv;
+  own.partials = history.partials;
+  own.softmax_scale = history.softmax_scale;
+  const CUtensorMap q_own = cuda::tensor_map("q", args.q, cuda::kOwnRows);
+  const CUtensorMap k_own = cuda::tensor_map("k", args.k, cuda::kOwnRows);
+  const CUtensorMap v_own = cuda::tensor_map("v", args.v, cuda::kOwnRows);
+  const auto own_pass = [&] { cuda::launch_attend_own(stream, DType::kBFloat16, d, own, q_own, k_own, v_own); };
+  const float own_ms = median_ms(stream, own_pass);
+  own.partials.budget = 0;
+  const float own_alone_ms = median_ms(stream, own_pass);
+
+  double pairs = 0.0;
+  for (std::int64_t i = 0; i < n; ++i) pairs += static_cast<double>(std::min(budget, i / row.block_size));
+  pairs *= static_cast<double>(h);
+  const double flops = pairs * 4.0 * static_cast<double>(row.block_size * d);
+  const double own_flops = static_cast<double>(n * h * d) * 4.0 * static_cast<double>(row.block_size + 1) / 2.0;
+  const double q_bytes = static_cast<double>(n * h * d * 2), partial_bytes = pairs * static_cast<double>(d * 2 + 4);
+  const double history_bytes = partial_bytes + q_bytes + 2.0 * static_cast<double>(n * hk * d * 2);
+  const double own_bytes = partial_bytes + 2.0 * q_bytes + 2.0 * static_cast<double>(n * hk * d * 2);
+  const auto floor_ms = [](double f, double b) { return std::max(f / 680e12, b / 4.25e12) * 1e3; };
+  const double history_floor = floor_ms(flops, history_bytes), own_floor = floor_ms(own_flops, own_bytes);
+  std::printf(
+      "%-18s whole %7.3f | invert %6.3f | history %7.3f %4.0f TF %4.0f GB/s x%.2f | own %6.3f (alone %6.3f) %4.0f "
+      "TF %4.0f GB/s x%.2f | x%.2f\n",
+      row.name, whole, invert_ms, history_ms, flops / history_ms * 1e-9, history_bytes / history_ms * 1e-6,
+      history_ms / history_floor, own_ms, own_alone_ms, own_flops / own_alone_ms * 1e-9, own_bytes / own_ms * 1e-6,
+      own_ms / own_floor, whole / (history_floor + own_floor));
+  std::fflush(stdout);
+}
+
+}  // namespace
+}  // namespace moba::test
+
+int main(int argc, char** argv) {
+  for (const moba::test::Row& row : moba::forward_test::kRows) {
+    if (argc > 1 && std::strstr(row.name, argv[1]) == nullptr) continue;
+    try {
+      moba::test::time_row(row);
+    } catch (const std::exception& error) {
+      std::printf("%s: %s\n", row.name, error.what());
+      return 1;
+    }
+  }
+  return 0;
+}
