@@ -20,6 +20,8 @@ constexpr std::int64_t kFewestSegmentRows = 64;
 /// Entries are written one by one all over the region of the lists at work; while it stays in the 50 MB cache, its
 /// lines go to memory once. Beyond, the lists are worked on in groups of this many bytes.
 constexpr std::int64_t kRegionBytes = std::int64_t{16} << 20;
+/// But not where the rows of a warp fill a line of so many entries for each block by themselves.
+constexpr std::int64_t kLineEntries = 32;
 /// Bytes of histograms beyond which fewer, longer segments are better than more of them.
 constexpr std::int64_t kMostCountBytes = std::int64_t{64} << 20;
 

@@ -7,7 +7,6 @@
 #include "cuda/instances.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/best_blocks.cuh"
-#include "cuda/sm90/sequence_lookup.cuh"
 
 namespace moba::cuda {
 namespace {
