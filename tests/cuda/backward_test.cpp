@@ -111,7 +111,7 @@ TEST(CudaBackward, LargerBlocksThanAUnit) {
     for (std::int64_t dim : {64, 128}) {
       for (std::int64_t block : {200, 256, 300}) {
         SCOPED_TRACE(std::to_string(dim) + " block " + std::to_string(block));
-        const Problem problem = problem_of(dtype, dim, block, 3, 4, 2, {1100, 130}, {1100, 700});
+        const Problem problem = problem_of(dtype, dim, block, 3, 4, 2, {520, 70}, {520, 330});
         SerialContext host;
         const Choice choice = cases::choose(host, reference_backend(), problem);
         expect_right(problem, choice.selection);

@@ -64,6 +64,11 @@ struct BackwardShared {
   std::int32_t next_item;
 };
 
+/// 8 bytes from device to shared memory.
+__device__ __forceinline__ void copy_8_async(std::uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
+}
+
 /// Row numbers of the gathering warpgroup's tile in its lanes, and its copies into a stage.
 template <class T, int kDim>
 class Gatherer {
@@ -144,7 +149,6 @@ class Gatherer {
     int row = -1;  // from chunk.first_row
     std::uint32_t place = kNoPlace;
     int last_key = kUnitKeys;
-    RowTerm term = {__int_as_float(0x7f800000), 0.0f};
     if (lane() < kWarpRows && at < count) {
       int slot = chunk_.budget;
       if (own) {
@@ -154,7 +158,6 @@ class Gatherer {
         row = static_cast<int>(entry >> kSlotBits);
         slot = static_cast<int>(entry & ((1u << kSlotBits) - 1));
       }
-      term = chunk_.terms[static_cast<std::int64_t>(head) * chunk_.total_rows + chunk_.first_row + row];
       const std::uint32_t heads = static_cast<std::uint32_t>(chunk_.kv_heads * chunk_.group);
       const std::uint32_t list = static_cast<std::uint32_t>(row) * heads +
                                  static_cast<std::uint32_t>(head - chunk_.first_kv_head * chunk_.group);
@@ -167,9 +170,16 @@ class Gatherer {
     shared_.empty[stage].wait(place_.parity ^ 1u);
     copy_rows(chunk_.q, head, row, shared_.stages[stage].q);
     copy_rows(chunk_.dout, head, row, shared_.stages[stage].dout);
+    // The terms are copied too, so that this warpgroup waits for nothing but entries, which it asked for a tile ago.
+    RowTerm* term = &shared_.terms[stage][at];
+    if (row >= 0) {
+      copy_8_async(shared_address(term),
+                   chunk_.terms + static_cast<std::int64_t>(head) * chunk_.total_rows + chunk_.first_row + row);
+    } else if (lane() < kWarpRows) {
+      *term = {-minus_infinity(), 0.0f};
+    }
     shared_.full[stage].arrive_after_copies();
     if (lane() < kWarpRows) {
-      shared_.terms[stage][at] = term;
       shared_.places[stage][at] = place;
       shared_.last_keys[stage][at] = min(last_key, unit.keys - 1);
     }
@@ -278,8 +288,8 @@ class Multiplier {
           for (int j = 0; j < 4; ++j) out[j] = words[2 * (4 * group + j) + i];
           quad_transpose(out);
           if (places[i] != kNoPlace) {
-            *reinterpret_cast<uint4*>(partials + static_cast<std::uint64_t>(places[i]) * kDim + 32 * group) = {
-                out[0], out[1], out[2], out[3]};
+            __stcs(reinterpret_cast<uint4*>(partials + static_cast<std::uint64_t>(places[i]) * kDim + 32 * group),
+                   make_uint4(out[0], out[1], out[2], out[3]));
           }
         }
       }
@@ -316,6 +326,9 @@ class Multiplier {
       p[4 * j + 2] = exp2_fast(fmaf(p[4 * j + 2], chunk_.softmax_scale * kLog2E, -terms.x));
       p[4 * j + 3] = exp2_fast(fmaf(p[4 * j + 3], chunk_.softmax_scale * kLog2E, -terms.z));
     }
+    // Masked before dP is waited for: the branch also keeps the exponentials under the product of dP, from which the
+    // compiler would move them away.
+    if (masked) mask(p, stage, key, column);
     wgmma_wait<0>();
     hold_registers(ds);
     std::uint32_t p_packed[kRows / 4], ds_packed[kRows / 4];
@@ -327,16 +340,7 @@ class Multiplier {
       ds[4 * j + 2] = p[4 * j + 2] * (ds[4 * j + 2] - terms.y);
       ds[4 * j + 3] = p[4 * j + 3] * (ds[4 * j + 3] - terms.w);
     }
-    if (masked) {
-#pragma unroll
-      for (int j = 0; j < kRows / 8; ++j) {
-        const int2 last = *reinterpret_cast<const int2*>(&shared_.last_keys[stage][8 * j + column]);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (key + 8 * (i >> 1) > (i & 1 ? last.y : last.x)) p[4 * j + i] = ds[4 * j + i] = 0.0f;
-        }
-      }
-    }
+    if (masked) mask(ds, stage, key, column);
     pack_rows<T, kRows>(p_packed, p);
     pack_rows<T, kRows>(ds_packed, ds);
     hold_registers(p_packed);
@@ -379,6 +383,18 @@ class Multiplier {
   /// The first column of the warpgroup's dq.
   __device__ __forceinline__ int column_of_slab() const {
     return Shape::kRowPanels == 2 ? 0 : warpgroup_ * 64;
+  }
+
+  /// Zero where the row does not see the key.
+  __device__ __forceinline__ void mask(float (&x)[kRows / 2], int stage, int key, int column) const {
+#pragma unroll
+    for (int j = 0; j < kRows / 8; ++j) {
+      const int2 last = *reinterpret_cast<const int2*>(&shared_.last_keys[stage][8 * j + column]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (key + 8 * (i >> 1) > (i & 1 ? last.y : last.x)) x[4 * j + i] = 0.0f;
+      }
+    }
   }
 
   /// threadIdx.x, which the compiler must not keep: addresses made from it are made anew for each tile, because there
