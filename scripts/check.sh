@@ -16,6 +16,7 @@ forbid ':(glob)src/*.cpp :(glob)src/*.h'   '(torch|ATen|c10|cuda|hwy|cpu/|refere
 forbid 'src/selectors'       '(torch|ATen|c10|cuda|hwy|cpu/|reference/)' 'selectors include no backend and no torch'
 forbid 'src/reference'       '(torch|ATen|c10|cuda|hwy|cpu/|selectors/)' 'the reference is independent of the CPU backend'
 forbid 'src/cpu'             '(torch|ATen|c10|cuda|reference/|selectors/)' 'the CPU backend is independent of selectors and reference'
+forbid 'src/cuda'            '(torch|ATen|c10|hwy|cpu/|reference/|selectors/)' 'the CUDA backend is independent of selectors, torch and the other backends'
 forbid 'bindings/torch'      '(hwy|cpu/|reference/)'                     'the torch binding reaches kernels through the public headers'
 forbid 'lm'                  '(hwy|cpu/|reference/|apps/|CLI)'           'lm reaches attention through bindings/torch only'
 forbid 'apps/moba'           '(hwy|cpu/|reference/)'                     'the program reaches kernels through lm and the public headers'

@@ -2,7 +2,8 @@
 # A relocatable tree for another machine that has torch 2.11 for Python (a GPU node, a cluster): no compiler and no
 # Debian packages are needed there, only glibc at least as new as here.
 #   scripts/make_bundle.sh BUILD [OUT]        OUT defaults to dist/moba-bundle
-# There: OUT/moba doctor, OUT/moba train …, OUT/run_tests (the Python tests on its GPU).
+# There: OUT/moba doctor, OUT/moba train …, OUT/run_tests (the Python tests on its GPU),
+# OUT/run_bench (native kernels against cuDNN).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$1 out=${2:-dist/moba-bundle}
@@ -44,6 +45,11 @@ cat > "$out/run_tests" <<'RUN'
 # The Python tests on this machine, those for a GPU included.
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh" && cd "$bundle" && exec python3 -m pytest tests/python -q -rs "$@"
 RUN
-chmod +x "$out/moba" "$out/run_tests"
+cat > "$out/run_bench" <<'RUN'
+#!/usr/bin/env bash
+# The native kernels of this machine's Hopper GPU against cuDNN and the portable backend.
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh" && exec python3 "$bundle/bench/native_cuda.py" "$@"
+RUN
+chmod +x "$out/moba" "$out/run_tests" "$out/run_bench"
 tar -C "$(dirname "$out")" -czf "$out.tar.gz" "$(basename "$out")"
 echo "$out.tar.gz: $(du -h "$out.tar.gz" | cut -f1)"

@@ -49,8 +49,8 @@ using AttendBackwardSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
 enum class Variant { kDevice, kPortable };
 
 const c10::TypedOperatorHandle<SelectSignature>& select_operator(Variant variant = Variant::kDevice);
-/// select_operator(variant) with the fields of `options` as arguments: no more blocks a row than the longest sequence has,
-/// whatever options.top_k.
+/// select_operator(variant) with the fields of `options` as arguments: no more blocks a row than the longest sequence
+/// has, whatever options.top_k.
 at::Tensor call_select(const at::Tensor& q, const at::Tensor& k, const SequenceBatch& batch,
                        const AttentionOptions& options, Variant variant = Variant::kDevice);
 const c10::TypedOperatorHandle<AttendSignature>& attend_operator(Variant variant);
