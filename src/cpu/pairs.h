@@ -60,8 +60,8 @@ struct PairTile {
   float scale = 1.0f;  // scores * scale are in units of log2
 };
 
-/// The running softmax of 64 lanes: a row's weights are 2^(score - shift), where shift is at most kSlack below the
-/// greatest score so far; factor is what the unnormalised output has to be multiplied by before weights are added.
+/// The running softmax of 64 lanes: a row's weights are 2^(score - shift), where shift is the greatest score so far;
+/// factor is what the unnormalised output has to be multiplied by before weights are added.
 struct PairState {
   float* shift = nullptr;
   float* sum = nullptr;
