@@ -8,7 +8,7 @@
 #include "cases/compare.h"
 #include "cases/dense.h"
 #include "cuda/attend_backward.h"
-#include "cuda/device_memory.h"
+#include "cuda/device.h"
 
 namespace moba {
 namespace {
@@ -18,8 +18,8 @@ using cases::Choice;
 using cases::HostTensor;
 using cases::Problem;
 using cases::Results;
-using cuda_tests::DeviceContext;
-using cuda_tests::DeviceTensor;
+using test::DeviceContext;
+using test::DeviceTensor;
 
 /// The reference's forward in the dtype of the problem, then the GPU's gradients.
 Results run_on_gpu(const Problem& problem, const Selection& selection, std::int64_t limit = std::int64_t{1536} << 20) {
@@ -28,27 +28,28 @@ Results run_on_gpu(const Problem& problem, const Selection& selection, std::int6
   r.dq = HostTensor(problem.q.dtype(), {problem.rows(), problem.heads(), problem.head_dim()});
   r.dk = HostTensor(problem.q.dtype(), {problem.keys(), problem.kv_heads(), problem.head_dim()});
   r.dv = HostTensor(problem.q.dtype(), {problem.keys(), problem.kv_heads(), problem.head_dim()});
-  const DeviceTensor q(problem.q), k(problem.k), v(problem.v), dout(problem.dout), dlse(problem.dlse);
-  const DeviceTensor cu_q(problem.cu_seqlens_q), cu_k(problem.cu_seqlens_k), out(r.out), lse(r.lse);
-  const DeviceTensor dq(r.dq), dk(r.dk), dv(r.dv);
+  DeviceContext context(limit);
+  const DeviceTensor q(context, problem.q), k(context, problem.k), v(context, problem.v);
+  const DeviceTensor dout(context, problem.dout), dlse(context, problem.dlse);
+  const DeviceTensor cu_q(context, problem.cu_seqlens_q), cu_k(context, problem.cu_seqlens_k);
+  const DeviceTensor out(context, r.out), lse(context, r.lse);
+  const DeviceTensor dq(context, r.dq), dk(context, r.dk), dv(context, r.dv);
   HostTensor list_host(DType::kInt32,
                        {selection.blocks.shape[0], selection.blocks.shape[1], selection.blocks.shape[2]});
   for (std::int64_t i = 0; i < list_host.numel(); ++i) {
     list_host.set(i, static_cast<double>(selection.blocks.as<std::int32_t>()[i]));
   }
-  const DeviceTensor list(list_host);
+  const DeviceTensor list(context, list_host);
   Selection on_gpu = selection;
   on_gpu.blocks = list.view();
   PackedBatch batch = problem.batch();
   batch.cu_seqlens_q = cu_q.view();
   batch.cu_seqlens_k = cu_k.view();
-  DeviceContext context(limit);
   cuda::attend_backward(context, {q.view(), k.view(), v.view(), batch, on_gpu, problem.scale(), out.view(), lse.view(),
                                   dout.view(), dlse.view(), dq.view(), dk.view(), dv.view()});
-  cuda_tests::must(cudaStreamSynchronize(static_cast<cudaStream_t>(context.stream())));
-  dq.copy_to(r.dq);
-  dk.copy_to(r.dk);
-  dv.copy_to(r.dv);
+  dq.read(r.dq);
+  dk.read(r.dk);
+  dv.read(r.dv);
   return r;
 }
 
