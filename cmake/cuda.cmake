@@ -6,9 +6,9 @@ set(MOBA_CUDA_ENABLED OFF)
 if(NOT MOBA_CUDA STREQUAL "OFF")
   file(GLOB _moba_cutlass_wheel ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/cutlass_library/source/include)
   find_path(MOBA_CUTLASS_INCLUDE cute/arch/mma_sm90_gmma.hpp HINTS ENV CUTLASS_INCLUDE PATHS ${_moba_cutlass_wheel})
-  # The system's compiler, or the one that scripts/install_cuda.sh fetched where the system has none.
+  # The compiler that scripts/install_cuda.sh fetched where the system has none that is new enough, or the system's.
   file(GLOB _moba_nvcc_wheel ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/cu13/bin)
-  find_program(MOBA_NVCC nvcc HINTS ENV CUDACXX PATHS /usr/local/cuda/bin ${_moba_nvcc_wheel})
+  find_program(MOBA_NVCC nvcc HINTS ${_moba_nvcc_wheel} ENV CUDACXX PATHS /usr/local/cuda/bin)
   set(_moba_missing "")
   if(NOT MOBA_NVCC)
     set(_moba_missing "nvcc (CUDA 12.8 or newer; put it in PATH or set CUDACXX)")
