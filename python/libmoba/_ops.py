@@ -143,6 +143,11 @@ def attend(
     return (out, lse) if return_lse else out
 
 
+def _check_cache_block_size(block_size: Optional[int]) -> None:
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size is {block_size}; it must be at least 1, or None to keep no representatives.")
+
+
 def _scale(softmax_scale: Optional[float]) -> float:
     """The operators take 0 for the default."""
     if softmax_scale is None:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional, Sequence, Union
 import torch
 from torch import Tensor
 
-from ._ops import Kind, RepresentativeDType, Share, ShareScore, _number, _scale
+from ._ops import Kind, RepresentativeDType, Share, ShareScore, _check_cache_block_size, _number, _scale
 
 
 class Reads(NamedTuple):
@@ -64,8 +64,7 @@ class PagedKvCache:
         device: Union[torch.device, str] = "cpu",
         representative_dtype: RepresentativeDType = "input",
     ) -> None:
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size is {block_size}; it must be at least 1, or None to keep no representatives.")
+        _check_cache_block_size(block_size)
         self._block_size = block_size
         self._representative_dtype = representative_dtype
         self._cache = torch.classes.moba.PagedKvCache(

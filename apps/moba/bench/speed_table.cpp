@@ -47,39 +47,42 @@ std::vector<SpeedGoal> speed_goals() {
 
 std::vector<SpeedGoal> cuda_speed_goals() {
   constexpr std::int64_t kK = 1024;
+  struct Ratio {
+    double at_least = 0, aim = 0;  // 0: nothing is asked
+  };
+  struct Row {
+    std::int64_t n, heads, kv_heads, head_dim, block_size, top_k;
+    Ratio forward, backward;
+  };
+  const Row rows[] = {
+      {8 * kK, 16, 16, 128, 512, 3, {1.7, 2.1}, {2, 2.5}},
+      {32 * kK, 16, 16, 128, 512, 3, {6, 8}, {7, 9.5}},
+      {32 * kK, 16, 16, 128, 128, 8, {4.5, 6.5}, {7, 9.5}},
+      {64 * kK, 4, 4, 64, 64, 8, {6, 10}, {6, 10}},
+      {128 * kK, 16, 16, 128, 512, 3, {32, 41}, {35, 44}},
+      {128 * kK, 16, 16, 128, 128, 8, {20, 30}, {33, 44}},
+      {128 * kK, 16, 16, 128, 4096, 12, {1.6, 1.9}, {1.2, 1.7}},
+      {128 * kK, 32, 8, 128, 128, 8, {20, 32}, {33, 44}},
+      {512 * kK, 16, 16, 128, 128, 8, {70, 91}, {}},
+      {512 * kK, 16, 16, 128, 4096, 12, {5.5, 7.4}, {}},
+  };
   std::vector<SpeedGoal> goals;
-  const auto add = [&](AttendCase problem, double at_least, double aim) {
-    problem.head_dim = problem.heads == 4 ? 64 : 128;
-    goals.push_back({problem, at_least, aim, ""});
+  const auto add = [&](const char* pass, Ratio Row::*asked) {
+    for (const Row& row : rows) {
+      const Ratio& ratio = row.*asked;
+      if (ratio.at_least == 0) continue;
+      const AttendCase problem{.pass = pass,
+                               .n = row.n,
+                               .heads = row.heads,
+                               .kv_heads = row.kv_heads,
+                               .head_dim = row.head_dim,
+                               .block_size = row.block_size,
+                               .top_k = row.top_k};
+      goals.push_back({problem, ratio.at_least, ratio.aim, ""});
+    }
   };
-  const auto forward = [](std::int64_t n, std::int64_t heads, std::int64_t kv_heads, std::int64_t block_size,
-                          std::int64_t top_k) {
-    return AttendCase{
-        .pass = "fwd", .n = n, .heads = heads, .kv_heads = kv_heads, .block_size = block_size, .top_k = top_k};
-  };
-  add(forward(8 * kK, 16, 16, 512, 3), 1.7, 2.1);
-  add(forward(32 * kK, 16, 16, 512, 3), 6, 8);
-  add(forward(32 * kK, 16, 16, 128, 8), 4.5, 6.5);
-  add(forward(64 * kK, 4, 4, 64, 8), 6, 10);
-  add(forward(128 * kK, 16, 16, 512, 3), 32, 41);
-  add(forward(128 * kK, 16, 16, 128, 8), 20, 30);
-  add(forward(128 * kK, 16, 16, 4096, 12), 1.6, 1.9);
-  add(forward(128 * kK, 32, 8, 128, 8), 20, 32);
-  add(forward(512 * kK, 16, 16, 128, 8), 70, 91);
-  add(forward(512 * kK, 16, 16, 4096, 12), 5.5, 7.4);
-  const auto backward = [&](auto... numbers) {
-    AttendCase problem = forward(numbers...);
-    problem.pass = "bwd";
-    return problem;
-  };
-  add(backward(8 * kK, 16, 16, 512, 3), 2, 2.5);
-  add(backward(32 * kK, 16, 16, 512, 3), 7, 9.5);
-  add(backward(32 * kK, 16, 16, 128, 8), 7, 9.5);
-  add(backward(64 * kK, 4, 4, 64, 8), 6, 10);
-  add(backward(128 * kK, 16, 16, 512, 3), 35, 44);
-  add(backward(128 * kK, 16, 16, 128, 8), 33, 44);
-  add(backward(128 * kK, 16, 16, 4096, 12), 1.2, 1.7);
-  add(backward(128 * kK, 32, 8, 128, 8), 33, 44);
+  add("fwd", &Row::forward);
+  add("bwd", &Row::backward);
   return goals;
 }
 
