@@ -34,9 +34,11 @@ void check_kv_cache(const Backend& backend, const KvCache& cache) {
 }
 
 void check_paged_kv_cache(const Backend& backend, const PagedKvCache& cache) {
-  if (backend.device() != DeviceKind::kCpu) {
+  const bool on_host = backend.device() == DeviceKind::kCpu;
+  if (!on_host && backend.device_pages() == nullptr) {
     throw Error(ErrorCode::kUnsupported, std::string("backend is '") + backend.name() +
-                                             "'; this cache is written by the host. Use cpu_backend().");
+                                             "'; it does not write to pages. Use one whose device_pages() is there, or "
+                                             "cpu_backend().");
   }
   check_page_size(cache.page_size);
   require(cache.block_size >= 0 && cache.block_size % cache.page_size == 0, "cache.block_size",
@@ -53,12 +55,19 @@ void check_paged_kv_cache(const Backend& backend, const PagedKvCache& cache) {
   const std::int64_t kv_heads = cache.k.shape[1], dim = cache.k.shape[2];
   check_output(backend, "cache.v", cache.v, cache.k.dtype, {pages * cache.page_size, kv_heads, -1},
                "[pages * page_size, HK, Dv]");
-  check_output(backend, "cache.page_tables", cache.page_tables, DType::kInt32, {-1, -1},
+  const Backend& host = reference_backend();
+  check_output(host, "cache.page_tables", cache.page_tables, DType::kInt32, {-1, -1},
                "[sequences, most pages of a sequence]");
   require(cache.page_tables.shape[1] <= std::numeric_limits<std::int64_t>::max() / cache.page_size,
           "the width of cache.page_tables", std::to_string(cache.page_tables.shape[1]), "of fewer than 2^63 tokens",
           "No memory holds such a sequence.");
-  check_output(backend, "cache.lengths", cache.lengths, DType::kInt64, {cache.sequences()}, "[sequences]");
+  check_output(host, "cache.lengths", cache.lengths, DType::kInt64, {cache.sequences()}, "[sequences]");
+  if (!on_host) {
+    check_output(backend, "cache.device_tables", cache.device_tables, DType::kInt32,
+                 {cache.sequences(), cache.page_tables.shape[1]}, "[sequences, most pages of a sequence]");
+    check_output(backend, "cache.device_lengths", cache.device_lengths, DType::kInt64, {cache.sequences()},
+                 "[sequences]");
+  }
   if (cache.block_size == 0) return;
   check_cached_representatives(backend, cache.representatives, cache.k.dtype, {pages, kv_heads, dim}, "[pages, HK, D]");
   check_output(backend, "cache.running_sums", cache.running_sums, accumulator_dtype(cache.k.dtype),

@@ -6,11 +6,25 @@
 
 #include "cached_blocks.h"
 #include "checks.h"
+#include "device_attend.h"
+#include "moba/device_pages.h"
 #include "moba/pipeline.h"
 #include "scratch.h"
 
 namespace moba {
 namespace {
+
+/// Where the host keeps its own lists: scratch of the caller, or of the C++ allocator where the caller's is a device's.
+class HostContext {
+ public:
+  HostContext(Context& context, const Backend& backend)
+      : context_(backend.device() == DeviceKind::kCpu ? &context : &own_) {}
+  Context& operator*() const { return *context_; }
+
+ private:
+  SerialContext own_;
+  Context* context_;
+};
 
 /// How many pages `length` tokens take.
 std::int64_t pages_for(const PagedKvCache& cache, std::int64_t length) {
@@ -136,6 +150,14 @@ void copy_shared(const PagedKvCache& cache, const Growth& g, std::int64_t head) 
   }
 }
 
+void check_new_tokens(const Backend& backend, const PagedKvCache& cache, const ConstTensorView& k_new,
+                      const ConstTensorView& v_new) {
+  const std::int64_t kv_heads = cache.k.shape[1];
+  check_tensor(backend, "k_new", k_new, cache.k.dtype, {-1, kv_heads, cache.k.shape[2]}, "[sum of counts, HK, D]");
+  check_tensor(backend, "v_new", v_new, cache.k.dtype, {k_new.shape[0], kv_heads, cache.v.shape[2]},
+               "[sum of counts, HK, Dv]");
+}
+
 /// The new tokens of one head.
 template <class T>
 void write_new(const PagedKvCache& cache, const Growth& g, std::int64_t head, const ConstTensorView& k_new,
@@ -157,18 +179,12 @@ void write_new(const PagedKvCache& cache, const Growth& g, std::int64_t head, co
 
 }  // namespace
 
-void append(Context& context, const Backend& backend, PagedKvCache& cache, std::span<const SequenceTokens> parts,
-            ConstTensorView k_new, ConstTensorView v_new) {
-  check_paged_kv_cache(backend, cache);
-  const std::int64_t kv_heads = cache.k.shape[1];
-  check_tensor(backend, "k_new", k_new, cache.k.dtype, {-1, kv_heads, cache.k.shape[2]}, "[sum of counts, HK, D]");
-  check_tensor(backend, "v_new", v_new, cache.k.dtype, {k_new.shape[0], kv_heads, cache.v.shape[2]},
-               "[sum of counts, HK, Dv]");
-  check_parts(context, cache, parts, "k_new", k_new.shape[0]);
-  const auto count = static_cast<std::int64_t>(parts.size());
-  const Scratch<Growth> growth(context, count, "sequences that grow");
+namespace {
+
+/// What `parts` do to their sequences, once it is known that all have room.
+void plan_growth(const PagedKvCache& cache, std::span<const SequenceTokens> parts, const Scratch<Growth>& growth) {
   std::int64_t first_new = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
+  for (std::int64_t i = 0; i < growth.size(); ++i) {
     const SequenceTokens& part = parts[static_cast<std::size_t>(i)];
     const std::int64_t length = cache.length(part.sequence);
     require(part.count <= cache.capacity() - length,
@@ -178,23 +194,137 @@ void append(Context& context, const Backend& backend, PagedKvCache& cache, std::
     growth[i] = {part.sequence, length, part.count, first_new, -1};
     first_new += part.count;
   }
-  take_pages(context, cache, growth);
+}
 
-  dispatch("cache.k", cache.k.dtype, FloatTypes{}, [&]<class T>() {
-    const auto for_each_head = [&](auto&& work) {
-      context.parallel_for(count * kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t task = begin; task < end; ++task) work(growth[task / kv_heads], task % kv_heads);
-      });
-    };
-    // All copies before any write: the last holder of a page writes to it, and may do so before where another copies.
-    if (std::any_of(growth.begin(), growth.end(), [](const Growth& g) { return g.copied_page >= 0; })) {
-      for_each_head([&](const Growth& g, std::int64_t head) {
-        if (g.copied_page >= 0) copy_shared<T>(cache, g, head);
-      });
-    }
-    for_each_head([&](const Growth& g, std::int64_t head) { write_new<T>(cache, g, head, k_new, v_new); });
+std::int64_t tokens_of(std::span<const SequenceTokens> parts) {
+  std::int64_t tokens = 0;
+  for (const SequenceTokens& part : parts) tokens += std::max<std::int64_t>(part.count, 0);
+  return tokens;
+}
+
+template <class Work>
+void for_each_head(Context& context, const PagedKvCache& cache, const Scratch<Growth>& growth, Work&& work) {
+  const std::int64_t kv_heads = cache.k.shape[1];
+  context.parallel_for(growth.size() * kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t task = begin; task < end; ++task) work(growth[task / kv_heads], task % kv_heads);
   });
+}
+
+/// The tokens of shared pages to where their sequences may write.
+void copy_shared_pages(Context& context, const Backend& backend, const PagedKvCache& cache,
+                       const Scratch<Growth>& growth) {
+  if (std::none_of(growth.begin(), growth.end(), [](const Growth& g) { return g.copied_page >= 0; })) return;
+  if (const DevicePages* device = backend.device_pages()) {
+    const HostContext host(context, backend);
+    const Scratch<PageCopy> copies(*host, growth.size(), "pages to copy");
+    std::size_t count = 0;
+    for (const Growth& g : growth) {
+      if (g.copied_page < 0) continue;
+      copies[static_cast<std::int64_t>(count++)] = {
+          static_cast<std::int32_t>(g.copied_page), table_of(cache, g.sequence)[g.length / cache.page_size], g.length % cache.page_size};
+    }
+    return device->copy_pages(context, cache, {copies.data(), count});
+  }
+  dispatch("cache.k", cache.k.dtype, FloatTypes{}, [&]<class T>() {
+    for_each_head(context, cache, growth, [&](const Growth& g, std::int64_t head) {
+      if (g.copied_page >= 0) copy_shared<T>(cache, g, head);
+    });
+  });
+}
+
+/// The device's copies of the tables from the page on that each sequence's next token had, and of the lengths.
+void mirror_growth(Context& context, const Backend& backend, const PagedKvCache& cache,
+                   const Scratch<Growth>& growth) {
+  const DevicePages* device = backend.device_pages();
+  if (device == nullptr) return;
+  const HostContext host(context, backend);
+  const Scratch<PageRun> runs(*host, growth.size(), "pages that are new");
+  for (std::int64_t i = 0; i < growth.size(); ++i) {
+    const Growth& g = growth[i];
+    const std::int64_t first = g.copied_page >= 0 ? g.length / cache.page_size : pages_for(cache, g.length);
+    runs[i] = {g.sequence, first, pages_for(cache, g.length + g.count) - first};
+  }
+  device->mirror(context, cache, {runs.data(), static_cast<std::size_t>(growth.size())});
+}
+
+/// What changes tables does not belong into a graph; said before anything is changed.
+void refuse_capture(Context& context, const Backend& backend, const PagedKvCache& cache) {
+  if (const DevicePages* device = backend.device_pages()) device->mirror(context, cache, {});
+}
+
+/// After a sequence was given another length and table: the device's copies of them, and its running sums.
+void follow_sequence(Context& context, const Backend& backend, const PagedKvCache& cache, std::int64_t sequence) {
+  const std::int64_t length = cache.length(sequence);
+  const DevicePages* device = backend.device_pages();
+  if (device == nullptr) return rebuild_sums(context, cache, sequence, length);
+  const PageRun run{sequence, 0, pages_for(cache, length)};
+  device->mirror(context, cache, {&run, 1});
+  device->rebuild_sums(context, cache, sequence);
+}
+
+/// All of `grow` that comes after the checks.
+void grow_sequences(Context& context, const Backend& backend, PagedKvCache& cache, const Scratch<Growth>& growth) {
+  const HostContext host(context, backend);
+  take_pages(*host, cache, growth);
+  copy_shared_pages(context, backend, cache, growth);
   for (const Growth& g : growth) set_length(cache, g.sequence, g.length + g.count);
+  mirror_growth(context, backend, cache, growth);
+}
+
+/// All of `write` that comes after the checks. Allocates nothing in host memory.
+void write_tokens(Context& context, const Backend& backend, const PagedKvCache& cache,
+                  std::span<const SequenceTokens> parts, const Scratch<Growth>& growth, const ConstTensorView& k_new,
+                  const ConstTensorView& v_new) {
+  if (const DevicePages* device = backend.device_pages()) return device->write(context, cache, parts, k_new, v_new);
+  dispatch("cache.k", cache.k.dtype, FloatTypes{}, [&]<class T>() {
+    for_each_head(context, cache, growth,
+                  [&](const Growth& g, std::int64_t head) { write_new<T>(cache, g, head, k_new, v_new); });
+  });
+}
+
+}  // namespace
+
+void grow(Context& context, const Backend& backend, PagedKvCache& cache, std::span<const SequenceTokens> parts) {
+  check_paged_kv_cache(backend, cache);
+  const HostContext host(context, backend);
+  check_parts(*host, cache, parts, "the tokens", tokens_of(parts));
+  const Scratch<Growth> growth(*host, static_cast<std::int64_t>(parts.size()), "sequences that grow");
+  plan_growth(cache, parts, growth);
+  refuse_capture(context, backend, cache);
+  grow_sequences(context, backend, cache, growth);
+}
+
+void write(Context& context, const Backend& backend, PagedKvCache& cache, std::span<const SequenceTokens> parts,
+           ConstTensorView k_new, ConstTensorView v_new) {
+  check_paged_kv_cache(backend, cache);
+  check_new_tokens(backend, cache, k_new, v_new);
+  const HostContext host(context, backend);
+  check_parts(*host, cache, parts, "k_new", k_new.shape[0]);
+  const Scratch<Growth> growth(*host, static_cast<std::int64_t>(parts.size()), "sequences that grew");
+  std::int64_t first_new = 0;
+  for (std::int64_t i = 0; i < growth.size(); ++i) {
+    const SequenceTokens& part = parts[static_cast<std::size_t>(i)];
+    const std::int64_t before = cache.length(part.sequence) - part.count;
+    require(before >= 0, "the number of tokens of sequence " + std::to_string(part.sequence),
+            std::to_string(part.count), "at most its length, " + std::to_string(cache.length(part.sequence)),
+            "Call grow() first.");
+    growth[i] = {part.sequence, before, part.count, first_new, -1};
+    first_new += part.count;
+  }
+  write_tokens(context, backend, cache, parts, growth, k_new, v_new);
+}
+
+void append(Context& context, const Backend& backend, PagedKvCache& cache, std::span<const SequenceTokens> parts,
+            ConstTensorView k_new, ConstTensorView v_new) {
+  check_paged_kv_cache(backend, cache);
+  check_new_tokens(backend, cache, k_new, v_new);
+  const HostContext host(context, backend);
+  check_parts(*host, cache, parts, "k_new", k_new.shape[0]);
+  const Scratch<Growth> growth(*host, static_cast<std::int64_t>(parts.size()), "sequences that grow");
+  plan_growth(cache, parts, growth);
+  refuse_capture(context, backend, cache);
+  grow_sequences(context, backend, cache, growth);
+  write_tokens(context, backend, cache, parts, growth, k_new, v_new);
 }
 
 void fork(Context& context, const Backend& backend, PagedKvCache& cache, std::int64_t source, std::int64_t target,
@@ -208,12 +338,13 @@ void fork(Context& context, const Backend& backend, PagedKvCache& cache, std::in
           "between 0 and that of the source, " + std::to_string(cache.length(source)),
           "Only tokens that are there can be shared.");
   if (source == target) return;  // both are empty
+  refuse_capture(context, backend, cache);
   const std::int64_t pages = pages_for(cache, length);
   const std::int32_t* from = table_of(cache, source);
   cache.pool->share({from, static_cast<std::size_t>(pages)});
   std::copy_n(from, pages, table_of(cache, target));
   set_length(cache, target, length);
-  rebuild_sums(context, cache, target, length);
+  follow_sequence(context, backend, cache, target);
 }
 
 void truncate(Context& context, const Backend& backend, PagedKvCache& cache, std::int64_t sequence,
@@ -223,10 +354,11 @@ void truncate(Context& context, const Backend& backend, PagedKvCache& cache, std
   const std::int64_t old = cache.length(sequence);
   require(length >= 0 && length <= old, "length", std::to_string(length),
           "between 0 and that of the sequence, " + std::to_string(old), "A sequence can only be cut shorter.");
+  refuse_capture(context, backend, cache);
   const std::int64_t kept = pages_for(cache, length);
   cache.pool->release({table_of(cache, sequence) + kept, static_cast<std::size_t>(pages_for(cache, old) - kept)});
   set_length(cache, sequence, length);
-  rebuild_sums(context, cache, sequence, length);
+  follow_sequence(context, backend, cache, sequence);
 }
 
 void attend_cached(Context& context, const Backend& backend, const PagedKvCache& cache,
@@ -235,7 +367,19 @@ void attend_cached(Context& context, const Backend& backend, const PagedKvCache&
   check_paged_kv_cache(backend, cache);
   check_queries_and_keys(backend, q, cache.k);
   const std::int64_t rows = q.shape[0], count = static_cast<std::int64_t>(parts.size());
-  check_parts(context, cache, parts, "q", rows);
+  const HostContext host(context, backend);
+  check_parts(*host, cache, parts, "q", rows);
+  for (const SequenceTokens& part : parts) {
+    const std::int64_t length = cache.length(part.sequence);
+    require(part.count <= length, "the number of rows of sequence " + std::to_string(part.sequence),
+            std::to_string(part.count), "at most its length, " + std::to_string(length),
+            "Append the keys of these rows first.");
+  }
+  if (backend.device_pages() != nullptr) {
+    require(reads == nullptr, "reads", "given", "absent for a cache in device memory",
+            "What was chosen is not read back there; count on a cache in host memory.");
+    return attend_device_pages(context, backend, cache, parts, options, q, result);
+  }
 
   const Scratch<std::int64_t> offsets(context, 2 * (count + 1), "offsets of the sequences");
   std::int64_t* const offsets_q = offsets.data();
@@ -246,9 +390,6 @@ void attend_cached(Context& context, const Backend& backend, const PagedKvCache&
   for (std::int64_t i = 0; i < count; ++i) {
     const SequenceTokens& part = parts[static_cast<std::size_t>(i)];
     const std::int64_t length = cache.length(part.sequence);
-    require(part.count <= length, "the number of rows of sequence " + std::to_string(part.sequence),
-            std::to_string(part.count), "at most its length, " + std::to_string(length),
-            "Append the keys of these rows first.");
     offsets_q[i + 1] = offsets_q[i] + part.count;
     offsets_k[i + 1] = offsets_k[i] + length;
     batch.max_seqlen_q = std::max(batch.max_seqlen_q, part.count);

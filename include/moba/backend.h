@@ -124,6 +124,8 @@ struct MergeArgs {
   Partial result;
 };
 
+class DevicePages;  // device_pages.h
+
 /// A set of implementations of the verbs. Stateless: one constant object a backend, safe to use from any thread.
 /// Arguments were checked by the caller (`checks.h`); results are the same bits for any `Context::num_threads`.
 class Backend {
@@ -135,6 +137,8 @@ class Backend {
   virtual DeviceKind device() const { return DeviceKind::kCpu; }
   /// Whether `select` and `attend` follow a page table.
   virtual bool supports_pages() const { return false; }
+  /// What it does for a PagedKvCache in memory that the host does not reach, or null.
+  virtual const DevicePages* device_pages() const { return nullptr; }
 
   virtual void pool(Context& context, const PoolArgs& args) const = 0;
   virtual void score(Context& context, const ScoreArgs& args) const = 0;

@@ -22,6 +22,10 @@ namespace moba {
 ///
 /// The pool's counters, the tables, the lengths and the sums must be used with this cache alone, and changed by the
 /// functions below alone. At first all lengths are 0; the rest needs no values. A sequence whose length is 0 is free.
+///
+/// For a backend of another device, k, v, representatives and sums are in its memory. Tables and lengths are where the
+/// host keeps count of pages, and have copies on the device, which these functions keep up to date without waiting.
+/// A decode step may be captured in a graph: capture `write` and `attend_cached`, and call `grow` before each replay.
 struct PagedKvCache {
   TensorView k;                 // [pages * page_size, HK, D]
   TensorView v;                 // [pages * page_size, HK, Dv]
@@ -29,6 +33,8 @@ struct PagedKvCache {
   TensorView running_sums;      // float32 (float64 beside float64) [sequences, HK, D]: of each open block
   TensorView page_tables;       // int32 [sequences, most pages of a sequence]
   TensorView lengths;           // int64 [sequences]: tokens held
+  TensorView device_tables;     // as page_tables; absent where the backend's memory is the host's
+  TensorView device_lengths;    // as lengths, likewise; 0 at first
   PagePool* pool = nullptr;     // counters of these pages
   std::int64_t page_size = 0;   // tokens; >= 1
   std::int64_t block_size = 0;  // B; 0 for a layer without block choice (then representatives and sums are absent)
@@ -52,6 +58,15 @@ struct SequenceTokens {
 void append(Context& context, const Backend& backend, PagedKvCache& cache, std::span<const SequenceTokens> parts,
             ConstTensorView k_new, ConstTensorView v_new);
 
+/// The first half of `append`: takes the pages and counts the tokens, whose keys and values come with `write`. Errors as
+/// of `append`, and kUnsupported while a stream is being captured. Nothing is changed then.
+void grow(Context& context, const Backend& backend, PagedKvCache& cache, std::span<const SequenceTokens> parts);
+
+/// The second half: k_new and v_new, as of `append`, are the last `count` tokens of each part. To be called once after
+/// each `grow`, with the same parts. Errors: kInvalidArgument; nothing is changed then.
+void write(Context& context, const Backend& backend, PagedKvCache& cache, std::span<const SequenceTokens> parts,
+           ConstTensorView k_new, ConstTensorView v_new);
+
 /// Makes `target`, a sequence of length 0, begin with the first `length` tokens of `source`: no token is copied, their
 /// pages gain a holder. O(pages + B). Errors: kInvalidArgument; nothing is changed then.
 void fork(Context& context, const Backend& backend, PagedKvCache& cache, std::int64_t source, std::int64_t target,
@@ -66,7 +81,9 @@ void truncate(Context& context, const Backend& backend, PagedKvCache& cache, std
 /// Attention of the last `count` tokens of each part, whose keys are already appended: q [sum of counts, H, D], out
 /// [sum of counts, H, Dv], lse [H, sum of counts]. Counts of 1 are a decode step of a batch; greater ones are chunks of
 /// prompts; both may stand in one call. Every part has the bits that it has in a call of its own, and in the same call
-/// over a KvCache of the same tokens. `reads` is filled where it is given.
+/// over a KvCache of the same tokens. `reads` is filled where it is given, in host memory only.
+/// On a CUDA device each count of 1 is part of a decode step, two launches for all of them; a greater one is copied into
+/// one piece first and goes the way of packed tokens, so that its bits are theirs and a decode step's are its own.
 void attend_cached(Context& context, const Backend& backend, const PagedKvCache& cache,
                    std::span<const SequenceTokens> parts, const AttentionOptions& options, ConstTensorView q,
                    Partial result, ReadCount* reads = nullptr);
