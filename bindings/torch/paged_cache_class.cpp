@@ -69,6 +69,11 @@ TORCH_LIBRARY_FRAGMENT(moba, library) {
       .def("append",
            [](const Paged& self, const Numbers& sequences, const Numbers& counts, const at::Tensor& k,
               const at::Tensor& v) { as_operator([&] { self->cache.append(parts_of(sequences, counts), k, v); }); })
+      .def("grow", [](const Paged& self, const Numbers& sequences,
+                      const Numbers& counts) { as_operator([&] { self->cache.grow(parts_of(sequences, counts)); }); })
+      .def("write",
+           [](const Paged& self, const Numbers& sequences, const Numbers& counts, const at::Tensor& k,
+              const at::Tensor& v) { as_operator([&] { self->cache.write(parts_of(sequences, counts), k, v); }); })
       .def("attend", attend_paged)
       .def("fork", [](const Paged& self, std::int64_t source, std::int64_t target,
                       std::int64_t length) { as_operator([&] { self->cache.fork(source, target, length); }); })

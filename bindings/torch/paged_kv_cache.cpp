@@ -1,11 +1,14 @@
 #include "moba_torch/paged_kv_cache.h"
 
+#include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <limits>
 
 #include "checks.h"
 #include "core.h"
+#include "native.h"
 
 namespace moba::torch_ops {
 namespace {
@@ -27,17 +30,38 @@ std::int64_t pages_for(const PagedKvCache::Sizes& sizes) {
   return sizes.capacity / sizes.page_size + (sizes.capacity % sizes.page_size > 0);
 }
 
+/// On a GPU there are the native kernels and nothing else.
+void check_device(const PagedKvCache::Sizes& sizes, const AttentionOptions& options,
+                  const at::TensorOptions& tensor_options) {
+  const at::Device device = tensor_options.device();
+  if (device.is_cpu()) return;
+  std::optional<std::string> problem;
+  if (!device.is_cuda()) {
+    problem = "pages are kept on the CPU and on CUDA devices";
+  } else if (!at::hasCUDA()) {
+    problem = "torch sees no CUDA device";
+  } else if (!(problem = native_device_problem(device.has_index() ? device.index() : 0))) {
+    const bool moba = options.kind == Kind::kMoba;
+    const bool rounded = !moba || options.representative_dtype == RepresentativeDType::kInput;
+    problem = native_limit({.dtype = c10::typeMetaToScalarType(tensor_options.dtype()),
+                            .head_dim = sizes.head_dim,
+                            .value_dim = sizes.value_dim,
+                            .block_size = moba ? options.block_size : std::int64_t{1} << 20,
+                            .rounded_means = rounded});
+  }
+  if (!problem) return;
+  throw Error(ErrorCode::kUnsupported, "device is " + device.str() + "; pages there need the native kernels, but " +
+                                           *problem + ". Use a KvCache for each sequence, or device 'cpu'.");
+}
+
 }  // namespace
 
 PagedKvCache::PagedKvCache(const Sizes& sizes, const AttentionOptions& options, at::TensorOptions tensor_options)
     : pool_(sizes.pages), page_size_(sizes.page_size) {
   check_sizes(sizes);
   check_options(options);
-  if (!tensor_options.device().is_cpu()) {
-    throw Error(ErrorCode::kUnsupported,
-                "device is " + tensor_options.device().str() +
-                    "; pages are kept on the CPU only. Use a KvCache for each sequence there.");
-  }
+  check_device(sizes, options, tensor_options);
+  const c10::OptionalDeviceGuard guard(tensor_options.device());
   const std::int64_t tokens = sizes.pages * sizes.page_size;
   k_ = at::empty({tokens, sizes.kv_heads, sizes.head_dim}, tensor_options);
   v_ = at::empty({tokens, sizes.kv_heads, sizes.value_dim}, tensor_options);
@@ -52,11 +76,16 @@ PagedKvCache::PagedKvCache(const Sizes& sizes, const AttentionOptions& options, 
     running_sums_ =
         at::zeros({sizes.sequences, sizes.kv_heads, sizes.head_dim}, tensor_options.dtype(accumulator_type(k_)));
   }
-  page_tables_ = at::full({sizes.sequences, pages_for(sizes)}, -1, tensor_options.dtype(at::kInt));
-  lengths_ = at::zeros({sizes.sequences}, tensor_options.dtype(at::kLong));
-  TorchContext context;
+  page_tables_ = at::full({sizes.sequences, pages_for(sizes)}, -1, at::kInt);
+  lengths_ = at::zeros({sizes.sequences}, at::kLong);
+  if (k_.is_cuda()) {
+    device_tables_ = page_tables_.to(k_.device());
+    device_lengths_ = lengths_.to(k_.device());
+  }
+  Engine engine(k_);
   moba::PagedKvCache cache = core();
-  moba::append(context, cpu_backend_for(k_), cache, {}, view_of(k_.narrow(0, 0, 0)), view_of(v_.narrow(0, 0, 0)));
+  moba::append(engine.context(), engine.backend(), cache, {}, view_of(k_.narrow(0, 0, 0)),
+               view_of(v_.narrow(0, 0, 0)));
 }
 
 moba::PagedKvCache PagedKvCache::core() const {
@@ -67,6 +96,8 @@ moba::PagedKvCache PagedKvCache::core() const {
   cache.running_sums = view_of(running_sums_);
   cache.page_tables = view_of(page_tables_);
   cache.lengths = view_of(lengths_);
+  cache.device_tables = view_of(device_tables_);
+  cache.device_lengths = view_of(device_lengths_);
   cache.pool = &pool_;
   cache.page_size = page_size_;
   cache.block_size = block_size_;
@@ -77,10 +108,29 @@ void PagedKvCache::append(std::span<const SequenceTokens> parts, const at::Tenso
   const at::NoGradGuard no_gradients;
   check_queries_and_keys(k_, k);
   torch_ops::check_values(k, v);
-  TorchContext context;
+  const c10::OptionalDeviceGuard guard(k_.device());
+  Engine engine(k_);
   moba::PagedKvCache cache = core();
   const at::Tensor k_new = last_axis_contiguous(k), v_new = last_axis_contiguous(v);
-  moba::append(context, cpu_backend_for(k_), cache, parts, view_of(k_new), view_of(v_new));
+  moba::append(engine.context(), engine.backend(), cache, parts, view_of(k_new), view_of(v_new));
+}
+
+void PagedKvCache::grow(std::span<const SequenceTokens> parts) {
+  const c10::OptionalDeviceGuard guard(k_.device());
+  Engine engine(k_);
+  moba::PagedKvCache cache = core();
+  moba::grow(engine.context(), engine.backend(), cache, parts);
+}
+
+void PagedKvCache::write(std::span<const SequenceTokens> parts, const at::Tensor& k, const at::Tensor& v) {
+  const at::NoGradGuard no_gradients;
+  check_queries_and_keys(k_, k);
+  torch_ops::check_values(k, v);
+  const c10::OptionalDeviceGuard guard(k_.device());
+  Engine engine(k_);
+  moba::PagedKvCache cache = core();
+  const at::Tensor k_new = last_axis_contiguous(k), v_new = last_axis_contiguous(v);
+  moba::write(engine.context(), engine.backend(), cache, parts, view_of(k_new), view_of(v_new));
 }
 
 std::tuple<at::Tensor, at::Tensor> PagedKvCache::attend(std::span<const SequenceTokens> parts, const at::Tensor& q,
@@ -95,22 +145,25 @@ std::tuple<at::Tensor, at::Tensor> PagedKvCache::attend(std::span<const Sequence
   const at::Tensor queries = last_axis_contiguous(q);
   at::Tensor out = at::empty({q.size(0), q.size(1), v_.size(2)}, q.options());
   at::Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(accumulator_type(q)));
-  TorchContext context;
-  moba::attend_cached(context, cpu_backend_for(k_), core(), parts, options, view_of(queries),
+  const c10::OptionalDeviceGuard guard(k_.device());
+  Engine engine(k_);
+  moba::attend_cached(engine.context(), engine.backend(), core(), parts, options, view_of(queries),
                       {view_of(out), view_of(lse)}, reads);
   return {out, lse};
 }
 
 void PagedKvCache::fork(std::int64_t source, std::int64_t target, std::int64_t length) {
-  TorchContext context;
+  const c10::OptionalDeviceGuard guard(k_.device());
+  Engine engine(k_);
   moba::PagedKvCache cache = core();
-  moba::fork(context, cpu_backend_for(k_), cache, source, target, length);
+  moba::fork(engine.context(), engine.backend(), cache, source, target, length);
 }
 
 void PagedKvCache::truncate(std::int64_t sequence, std::int64_t length) {
-  TorchContext context;
+  const c10::OptionalDeviceGuard guard(k_.device());
+  Engine engine(k_);
   moba::PagedKvCache cache = core();
-  moba::truncate(context, cpu_backend_for(k_), cache, sequence, length);
+  moba::truncate(engine.context(), engine.backend(), cache, sequence, length);
 }
 
 std::int64_t PagedKvCache::length(std::int64_t sequence) const {

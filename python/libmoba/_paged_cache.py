@@ -29,7 +29,7 @@ class Reads(NamedTuple):
 
 
 class PagedKvCache:
-    """Up to `sequences` sequences of up to `capacity` tokens each, in `pages` pages of `page_size` tokens. On the CPU.
+    """Up to `sequences` sequences of up to `capacity` tokens each, in `pages` pages of `page_size` tokens.
 
     `page_size` divides `block_size`. Sequences take pages as they grow and give them back when they are cut; those with
     a common beginning share its pages, and a shared page is copied when one of them writes to it. Results equal those
@@ -45,6 +45,17 @@ class PagedKvCache:
         cache.truncate(0, 0)                                      # end a sequence
 
     `block_size=None` keeps no representatives: such a cache serves kinds "full" and "window" only.
+
+    On a Hopper GPU: bfloat16 or float16, head dim 64 or 128, block size 16 and more, top_k up to 64, kind "moba" and,
+    for one row of a sequence, "full". One row each of many sequences is a decode step of two launches, whose results
+    are near those of a `KvCache`, and the same in every run. Nothing waits for the GPU. A step can be captured, since it
+    reads lengths and page tables on the device; what takes pages stays outside:
+
+        with torch.cuda.graph(graph):
+            cache.write(k, v, sequences=batch)
+            out, lse = cache.attend(q, sequences=batch, top_k=8)
+        for each token: fill k, v, q in place; cache.grow(sequences=batch); graph.replay()
+
     ValueError for wrong arguments, torch.OutOfMemoryError where the pool has too few free pages; nothing is changed
     then.
     """
@@ -88,6 +99,17 @@ class PagedKvCache:
         """
         self._cache.append(list(sequences), _counts(sequences, counts), k, v)
 
+    def grow(self, *, sequences: Sequence[int], counts: Optional[Sequence[int]] = None) -> None:
+        """The first half of `append`: takes pages for tokens whose keys and values come with `write`."""
+        self._cache.grow(list(sequences), _counts(sequences, counts))
+
+    def write(self, k: Tensor, v: Tensor, *, sequences: Sequence[int], counts: Optional[Sequence[int]] = None) -> None:
+        """The second half of `append`: the tokens of the `grow` before, with the same sequences and counts.
+
+        To be called once after each `grow`; `append` is both.
+        """
+        self._cache.write(list(sequences), _counts(sequences, counts), k, v)
+
     def attend(
         self,
         q: Tensor,
@@ -107,7 +129,7 @@ class PagedKvCache:
         return_reads: bool = False,
     ) -> Union[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Reads]]:
         """Attention of the last tokens of several sequences, whose keys were appended: q (sum of counts, H, D) -> out
-        (sum of counts, H, Dv), lse (H, sum of counts), and what was read where `return_reads` asks for it.
+        (sum of counts, H, Dv), lse (H, sum of counts), and what was read where `return_reads` asks for it (on the CPU).
 
         `counts` defaults to one row each, a decode step of a batch. `kind` defaults to "moba" for a cache with a block
         size, else "full". Options are as in `attention`; `representative_dtype` is that of the cache.

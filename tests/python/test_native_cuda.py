@@ -94,3 +94,102 @@ def test_strided_and_unaligned_inputs_cuda() -> None:
         out = libmoba.attention(q, k, v, cu, **options)
         same = libmoba.attention(q.contiguous().clone(), k.contiguous(), v.contiguous(), cu, **options)
         assert torch.equal(out, same)
+
+
+def paged_caches(dtype: torch.dtype, lengths: list[int]) -> tuple[libmoba.PagedKvCache, libmoba.PagedKvCache]:
+    """The same tokens on the CPU and on the GPU, in pages that alternate."""
+    torch.manual_seed(1)
+    sizes = dict(page_size=16, sequences=len(lengths), capacity=1024, kv_heads=2, head_dim=128, block_size=64)
+    cpu = libmoba.PagedKvCache(pages=64 * len(lengths), dtype=dtype, **sizes)
+    gpu = libmoba.PagedKvCache(pages=64 * len(lengths), dtype=dtype, device="cuda", **sizes)
+    left = list(lengths)
+    while any(left):
+        counts = [min(n, 100) for n in left]
+        left = [n - c for n, c in zip(left, counts)]
+        k, v = (torch.randn(sum(counts), 2, 128).to(dtype) for _ in range(2))
+        cpu.append(k, v, sequences=range(len(lengths)), counts=counts)
+        gpu.append(k.cuda(), v.cuda(), sequences=range(len(lengths)), counts=counts)
+    return cpu, gpu
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("share", ["head", "group", "layer"])
+def test_decode_over_pages_cuda(dtype: torch.dtype, share: str) -> None:
+    cpu, gpu = paged_caches(dtype, [1000, 1, 63, 64, 65, 500])
+    gpu.truncate(1, 0)
+    cpu.truncate(1, 0)
+    cpu.fork(0, 1, 333)
+    gpu.fork(0, 1, 333)
+    q = torch.randn(6, 8, 128).to(dtype)
+    sequences = [5, 1, 0, 2, 4, 3]
+    for kind in ("moba", "full"):
+        out, lse = gpu.attend(q.cuda(), sequences=sequences, kind=kind, top_k=4, share=share)
+        expected, expected_lse = cpu.attend(q, sequences=sequences, kind=kind, top_k=4, share=share)
+        torch.testing.assert_close(out.cpu(), expected, atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(lse.cpu(), expected_lse, atol=1e-3, rtol=1e-3)
+        again, _ = gpu.attend(q.cuda(), sequences=sequences, kind=kind, top_k=4, share=share)
+        assert torch.equal(out, again)
+
+
+def test_prompts_over_pages_cuda() -> None:
+    cpu, gpu = paged_caches(torch.bfloat16, [700, 130])
+    q = torch.randn(301, 8, 128).bfloat16()
+    parts = dict(sequences=[1, 0], counts=[1, 300])
+    out, lse = gpu.attend(q.cuda(), top_k=4, **parts)
+    expected, expected_lse = cpu.attend(q, top_k=4, **parts)
+    torch.testing.assert_close(out.cpu(), expected, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(lse.cpu(), expected_lse, atol=1e-3, rtol=1e-3)
+
+
+def test_decode_step_in_a_graph_cuda() -> None:
+    cpu, gpu = paged_caches(torch.bfloat16, [130, 62])
+    k, v = (torch.zeros(2, 2, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    q = torch.zeros(2, 8, 128, device="cuda", dtype=torch.bfloat16)
+    gpu.attend(q, sequences=[0, 1], top_k=4)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gpu.write(k, v, sequences=[0, 1])
+        out, _ = gpu.attend(q, sequences=[0, 1], top_k=4)
+        with pytest.raises(Exception, match="grow"):
+            gpu.grow(sequences=[0, 1])
+    for _ in range(70):
+        new = [torch.randn(2, heads, 128).bfloat16() for heads in (2, 2, 8)]
+        for mine, theirs in zip((k, v, q), new):
+            mine.copy_(theirs)
+        gpu.grow(sequences=[0, 1])
+        graph.replay()
+        cpu.append(new[0], new[1], sequences=[0, 1])
+    expected, _ = cpu.attend(new[2], sequences=[0, 1], top_k=4)
+    torch.testing.assert_close(out.cpu(), expected, atol=2e-2, rtol=2e-2)
+    assert gpu.length(0) == 200
+
+
+def test_decode_never_waits_for_the_device_cuda() -> None:
+    _, gpu = paged_caches(torch.bfloat16, [130, 62])
+    k, v = (torch.randn(2, 2, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    q = torch.randn(2, 8, 128, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        gpu.append(k, v, sequences=[0, 1])
+        gpu.attend(q, sequences=[0, 1], top_k=4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(dtype=torch.float32), "float"),
+        (dict(head_dim=96), "head_dim 96"),
+        (dict(block_size=8, page_size=8), "block_size 8"),
+        (dict(representative_dtype="float32"), "float32"),
+    ],
+)
+def test_pages_on_the_gpu_name_what_they_lack_cuda(change: dict[str, object], message: str) -> None:
+    sizes = dict(pages=4, page_size=16, sequences=1, capacity=64, kv_heads=1, head_dim=128, block_size=64)
+    with pytest.raises(Exception, match=message):
+        libmoba.PagedKvCache(**{**sizes, "dtype": torch.bfloat16, "device": "cuda", **change})

@@ -1,4 +1,5 @@
-// The cache of many sequences of one layer in pages, in tensors that it owns. On the CPU.
+// The cache of many sequences of one layer in pages, in tensors that it owns. On the CPU, or
+// on a Hopper GPU by the native kernels.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -30,8 +31,13 @@ class PagedKvCache {
   /// k [sum of counts, HK, D], v [sum of counts, HK, Dv]: new tokens of several sequences, in the order of `parts`.
   void append(std::span<const SequenceTokens> parts, const at::Tensor& k, const at::Tensor& v);
 
+  /// The halves of append(): the pages and lengths, and the tokens. On a GPU a step of write() and attend() may be
+  /// captured in a graph, with grow() before each replay.
+  void grow(std::span<const SequenceTokens> parts);
+  void write(std::span<const SequenceTokens> parts, const at::Tensor& k, const at::Tensor& v);
+
   /// Attention of the last tokens of several sequences: q [sum of counts, H, D] -> out [sum of counts, H, Dv],
-  /// lse [H, sum of counts]. `options` as of KvCache::attend. `reads` is filled where it is given.
+  /// lse [H, sum of counts]. `options` as of KvCache::attend. `reads` is filled where it is given, on the CPU.
   std::tuple<at::Tensor, at::Tensor> attend(std::span<const SequenceTokens> parts, const at::Tensor& q,
                                             const AttentionOptions& options, ReadCount* reads = nullptr) const;
 
@@ -51,6 +57,7 @@ class PagedKvCache {
   moba::PagedKvCache core() const;
 
   at::Tensor k_, v_, representatives_, running_sums_, page_tables_, lengths_;
+  at::Tensor device_tables_, device_lengths_;  // of these two, on a GPU
   mutable PagePool pool_;  // core() lends it; attend() changes nothing in it
   std::int64_t page_size_ = 0, block_size_ = 0;
   RepresentativeDType representative_dtype_ = RepresentativeDType::kInput;
