@@ -220,8 +220,9 @@ void copy_shared_pages(Context& context, const Backend& backend, const PagedKvCa
     std::size_t count = 0;
     for (const Growth& g : growth) {
       if (g.copied_page < 0) continue;
-      copies[static_cast<std::int64_t>(count++)] = {
-          static_cast<std::int32_t>(g.copied_page), table_of(cache, g.sequence)[g.length / cache.page_size], g.length % cache.page_size};
+      copies[static_cast<std::int64_t>(count++)] = {static_cast<std::int32_t>(g.copied_page),
+                                                    table_of(cache, g.sequence)[g.length / cache.page_size],
+                                                    g.length % cache.page_size};
     }
     return device->copy_pages(context, cache, {copies.data(), count});
   }
@@ -233,8 +234,7 @@ void copy_shared_pages(Context& context, const Backend& backend, const PagedKvCa
 }
 
 /// The device's copies of the tables from the page on that each sequence's next token had, and of the lengths.
-void mirror_growth(Context& context, const Backend& backend, const PagedKvCache& cache,
-                   const Scratch<Growth>& growth) {
+void mirror_growth(Context& context, const Backend& backend, const PagedKvCache& cache, const Scratch<Growth>& growth) {
   const DevicePages* device = backend.device_pages();
   if (device == nullptr) return;
   const HostContext host(context, backend);

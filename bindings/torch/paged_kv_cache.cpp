@@ -84,8 +84,7 @@ PagedKvCache::PagedKvCache(const Sizes& sizes, const AttentionOptions& options, 
   }
   Engine engine(k_);
   moba::PagedKvCache cache = core();
-  moba::append(engine.context(), engine.backend(), cache, {}, view_of(k_.narrow(0, 0, 0)),
-               view_of(v_.narrow(0, 0, 0)));
+  moba::append(engine.context(), engine.backend(), cache, {}, view_of(k_.narrow(0, 0, 0)), view_of(v_.narrow(0, 0, 0)));
 }
 
 moba::PagedKvCache PagedKvCache::core() const {

@@ -1,4 +1,5 @@
-// What a cache in pages asks of a backend whose memory the host does not reach: to write tokens there, and to attend them.
+// What a cache in pages asks of a backend whose memory the host does not reach: to write tokens there, and to attend
+// them.
 #pragma once
 
 #include <cstdint>
@@ -24,20 +25,20 @@ struct PageCopy {
 
 /// One row of attention for each of several sequences, and before it the choice where the selection is a list.
 struct DecodeArgs {
-  ConstTensorView q;                           // [rows, H, D]: row r is the last token of sequence `sequences[r]`
+  ConstTensorView q;  // [rows, H, D]: row r is the last token of sequence `sequences[r]`
   const PagedKvCache* cache = nullptr;
-  std::span<const std::int64_t> sequences;     // in host memory
-  Selection selection;                         // kAll, or kList with room in `blocks`
+  std::span<const std::int64_t> sequences;  // in host memory
+  Selection selection;                      // kAll, or kList with room in `blocks`
   ChoiceRule rule = {};
-  double softmax_scale = 0.0;                  // > 0
-  Partial result;                              // out [rows, H, Dv] in the dtype of q, lse [H, rows]
+  double softmax_scale = 0.0;  // > 0
+  Partial result;              // out [rows, H, Dv] in the dtype of q, lse [H, rows]
 };
 
 /// One sequence in one piece: what the verbs take. Offsets are int64 [2].
 struct GatheredSequence {
-  TensorView k;                 // [length, HK, D]
-  TensorView v;                 // [length, HK, Dv]
-  TensorView representatives;   // [block_rows(length, 1, B), HK, D], or absent
+  TensorView k;                // [length, HK, D]
+  TensorView v;                // [length, HK, Dv]
+  TensorView representatives;  // [block_rows(length, 1, B), HK, D], or absent
   TensorView cu_seqlens_q, cu_seqlens_k;
 };
 

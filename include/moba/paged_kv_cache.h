@@ -58,8 +58,8 @@ struct SequenceTokens {
 void append(Context& context, const Backend& backend, PagedKvCache& cache, std::span<const SequenceTokens> parts,
             ConstTensorView k_new, ConstTensorView v_new);
 
-/// The first half of `append`: takes the pages and counts the tokens, whose keys and values come with `write`. Errors as
-/// of `append`, and kUnsupported while a stream is being captured. Nothing is changed then.
+/// The first half of `append`: takes the pages and counts the tokens, whose keys and values come with `write`. Errors
+/// as of `append`, and kUnsupported while a stream is being captured. Nothing is changed then.
 void grow(Context& context, const Backend& backend, PagedKvCache& cache, std::span<const SequenceTokens> parts);
 
 /// The second half: k_new and v_new, as of `append`, are the last `count` tokens of each part. To be called once after
@@ -82,8 +82,8 @@ void truncate(Context& context, const Backend& backend, PagedKvCache& cache, std
 /// [sum of counts, H, Dv], lse [H, sum of counts]. Counts of 1 are a decode step of a batch; greater ones are chunks of
 /// prompts; both may stand in one call. Every part has the bits that it has in a call of its own, and in the same call
 /// over a KvCache of the same tokens. `reads` is filled where it is given, in host memory only.
-/// On a CUDA device each count of 1 is part of a decode step, two launches for all of them; a greater one is copied into
-/// one piece first and goes the way of packed tokens, so that its bits are theirs and a decode step's are its own.
+/// On a CUDA device each count of 1 is part of a decode step, two launches for all of them; a greater one is copied
+/// into one piece first and goes the way of packed tokens, so that its bits are theirs and a decode step's are its own.
 void attend_cached(Context& context, const Backend& backend, const PagedKvCache& cache,
                    std::span<const SequenceTokens> parts, const AttentionOptions& options, ConstTensorView q,
                    Partial result, ReadCount* reads = nullptr);

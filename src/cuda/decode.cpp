@@ -1,4 +1,4 @@
-// A decode step over pages: the choice, then attention, in two launches.
+// A decode step over pages: the choice and attention, in one launch or two.
 #include "cuda/decode.h"
 
 #include <algorithm>
@@ -18,8 +18,19 @@ namespace moba::cuda {
 namespace {
 
 constexpr std::int64_t kSmallestBlock = 16;
-// CTAs that one multiprocessor has room for at a time.
-constexpr int kResidentChoose = 2, kResidentAttend = 2;
+// CTAs of the choice that one multiprocessor has room for at a time.
+constexpr int kResidentChoose = 2;
+
+/// How many warps and CTAs work on a unit.
+struct Shape {
+  std::int32_t cluster, warps;
+};
+
+/// Few units are spread over many warps and CTAs; every further CTA of a unit makes the choice and the merge longer.
+Shape shape_for(std::int64_t units, int multiprocessors) {
+  const int cluster = cluster_for(units, multiprocessors, 1);
+  return {cluster, units * cluster <= multiprocessors ? 8 : 4};
+}
 
 void require_native(bool holds, const std::string& what, const char* rule) {
   if (holds) return;
@@ -37,10 +48,12 @@ void check(const DecodeArgs& args) {
   require_native(cache.capacity() <= std::numeric_limits<std::int32_t>::max() - kSmallestBlock,
                  "the page tables have room for " + std::to_string(cache.capacity()) + " tokens",
                  "fewer than 2147483632");
-  for (const auto& [name, tensor] : {std::pair<const char*, ConstTensorView>{"q", args.q}, {"cache.k", cache.k},
-                                     {"cache.v", cache.v}, {"out", args.result.out}}) {
-    require_native(is_aligned(tensor), std::string(name) + " has an address or a stride that is no multiple of 16 bytes",
-                   "aligned rows");
+  for (const auto& [name, tensor] : {std::pair<const char*, ConstTensorView>{"q", args.q},
+                                     {"cache.k", cache.k},
+                                     {"cache.v", cache.v},
+                                     {"out", args.result.out}}) {
+    require_native(is_aligned(tensor),
+                   std::string(name) + " has an address or a stride that is no multiple of 16 bytes", "aligned rows");
   }
   if (args.selection.kind != SelectionKind::kList) return;
   require_native(cache.block_size >= kSmallestBlock, "block_size is " + std::to_string(cache.block_size),
@@ -55,29 +68,11 @@ void check(const DecodeArgs& args) {
                  "cache.representatives has an address or a stride that is no multiple of 16 bytes", "aligned rows");
 }
 
-ChooseProblem choose_problem(const DecodeArgs& args) {
-  const PagedKvCache& cache = *args.cache;
-  const TensorView& blocks = args.selection.blocks;
-  ChooseProblem problem;
-  problem.q = args.q.data;
-  problem.q_row_stride = args.q.stride[0], problem.q_head_stride = args.q.stride[1];
-  problem.representatives = cache.representatives.data;
-  problem.r_row_stride = cache.representatives.stride[0], problem.r_head_stride = cache.representatives.stride[1];
-  problem.blocks = blocks.as<std::int32_t>();
-  problem.row_stride = blocks.stride[0], problem.list_stride = blocks.stride[1];
-  problem.heads = static_cast<std::int32_t>(args.q.shape[1]);
-  problem.kv_heads = static_cast<std::int32_t>(cache.k.shape[1]);
-  problem.lists = static_cast<std::int32_t>(args.selection.selection_heads());
-  problem.budget = static_cast<std::int32_t>(args.selection.budget());
-  problem.sinks = static_cast<std::int32_t>(std::min<std::int64_t>(args.rule.sink_blocks, kMaxBudget));
-  problem.force_previous = args.rule.force_previous;
-  problem.block_size = static_cast<std::int32_t>(std::min<std::int64_t>(cache.block_size, 1 << 30));
-  return problem;
-}
-
-DecodeProblem decode_problem(const DecodeArgs& args) {
+DecodeProblem problem_of(const DecodeArgs& args) {
   const PagedKvCache& cache = *args.cache;
   DecodeProblem problem;
+  problem.heads = static_cast<std::int32_t>(args.q.shape[1]);
+  problem.kv_heads = static_cast<std::int32_t>(cache.k.shape[1]);
   problem.q = args.q.data;
   problem.q_row_stride = args.q.stride[0], problem.q_head_stride = args.q.stride[1];
   problem.k = cache.k.data;
@@ -88,16 +83,18 @@ DecodeProblem decode_problem(const DecodeArgs& args) {
   problem.out_row_stride = args.result.out.stride[0], problem.out_head_stride = args.result.out.stride[1];
   problem.lse = args.result.lse.as<float>();
   problem.lse_head_stride = args.result.lse.stride[0];
-  problem.heads = static_cast<std::int32_t>(args.q.shape[1]);
-  problem.kv_heads = static_cast<std::int32_t>(cache.k.shape[1]);
   problem.softmax_scale = static_cast<float>(args.softmax_scale);
   if (args.selection.kind != SelectionKind::kList) return problem;
   const TensorView& blocks = args.selection.blocks;
+  problem.block_size = static_cast<std::int32_t>(std::min<std::int64_t>(cache.block_size, 1 << 30));
+  problem.representatives = cache.representatives.data;
+  problem.r_row_stride = cache.representatives.stride[0], problem.r_head_stride = cache.representatives.stride[1];
   problem.blocks = blocks.as<std::int32_t>();
   problem.row_stride = blocks.stride[0], problem.list_stride = blocks.stride[1];
   problem.lists = static_cast<std::int32_t>(args.selection.selection_heads());
   problem.budget = static_cast<std::int32_t>(args.selection.budget());
-  problem.block_size = static_cast<std::int32_t>(std::min<std::int64_t>(cache.block_size, 1 << 30));
+  problem.sinks = static_cast<std::int32_t>(std::min<std::int64_t>(args.rule.sink_blocks, kMaxBudget));
+  problem.force_previous = args.rule.force_previous;
   return problem;
 }
 
@@ -121,44 +118,33 @@ PagedSequences paged_sequences(const Context& context, const PagedKvCache& cache
 void decode(Context& context, const DecodeArgs& args) {
   check(args);
   const auto rows = static_cast<std::int64_t>(args.sequences.size());
-  const std::int64_t dim = args.q.shape[2];
+  const std::int64_t dim = args.q.shape[2], element = size_of(args.q.dtype);
   if (rows == 0 || args.q.shape[1] == 0) return;
-  const bool chooses = args.selection.kind == SelectionKind::kList && args.selection.budget() > 0;
   const cudaStream_t stream = stream_of(context);
   const int processors = multiprocessors();
-  ChooseProblem choose;
-  if (chooses) choose = choose_problem(args);
-  DecodeProblem attend = decode_problem(args);
-  const std::int64_t group = attend.heads / attend.kv_heads, head_tiles = (group + kHeadTile - 1) / kHeadTile;
-  const std::int64_t units = attend.kv_heads * head_tiles;
-  const std::int64_t element = size_of(args.q.dtype);
-  const auto at = [&](const void* data, std::int64_t elements) {
-    return static_cast<const char*>(data) + elements * element;
-  };
+  const DecodeProblem whole = problem_of(args);
+  const bool chooses = whole.budget > 0, together = chooses && chooses_by_unit(whole);
+  const std::int64_t head_tiles = (whole.heads / whole.kv_heads + kHeadTile - 1) / kHeadTile;
   PagedSequences batch = paged_sequences(context, *args.cache);
   for (std::int64_t first = 0; first < rows; first += kMostSequences) {
     batch.count = static_cast<std::int32_t>(std::min(kMostSequences, rows - first));
     for (std::int32_t i = 0; i < batch.count; ++i) {
       batch.sequence[i] = static_cast<std::int32_t>(args.sequences[static_cast<std::size_t>(first + i)]);
     }
-    if (chooses) {
-      ChooseProblem part = choose;
-      part.batch = batch;
-      part.q = at(choose.q, first * choose.q_row_stride);
-      part.blocks += first * choose.row_stride;
-      part.cluster = cluster_for(batch.count * (part.lists == part.heads ? units : part.lists), processors,
-                                 kResidentChoose);
-      launch_decode_choose(stream, args.q.dtype, dim, part);
+    DecodeProblem problem = whole;
+    problem.batch = batch;
+    problem.q = static_cast<const char*>(whole.q) + first * whole.q_row_stride * element;
+    problem.out = static_cast<char*>(whole.out) + first * whole.out_row_stride * element;
+    problem.lse += first;
+    if (chooses) problem.blocks += first * whole.row_stride;
+    if (chooses && !together) {
+      problem.cluster = cluster_for(batch.count * problem.lists, processors, kResidentChoose);
+      launch_decode_choose(stream, args.q.dtype, dim, problem);
     }
-    DecodeProblem part = attend;
-    part.batch = batch;
-    part.q = at(attend.q, first * attend.q_row_stride);
-    part.out = const_cast<char*>(at(attend.out, first * attend.out_row_stride));
-    part.lse += first;
-    if (part.blocks != nullptr) part.blocks += first * attend.row_stride;
-    part.cluster = cluster_for(batch.count * units, processors, kResidentAttend);
-    part.after_choose = chooses;
-    launch_decode_attend(stream, args.q.dtype, dim, part);
+    const Shape shape = shape_for(batch.count * problem.kv_heads * head_tiles, processors);
+    problem.cluster = shape.cluster;
+    problem.warps = shape.warps;
+    launch_decode_attend(stream, args.q.dtype, dim, problem, together);
   }
 }
 

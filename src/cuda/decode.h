@@ -34,27 +34,11 @@ inline constexpr int kHeadTile = 16;
 /// CTAs that work on one unit together and exchange through each other's shared memory.
 inline constexpr int kMostCluster = 8;
 
-/// Choice: the budget best closed past blocks of each row and list.
-struct ChooseProblem {
-  PagedSequences batch;
-  const void* q = nullptr;  // [rows, H, D]
-  std::int64_t q_row_stride = 0, q_head_stride = 0;
-  const void* representatives = nullptr;  // [pages, HK, D]
-  std::int64_t r_row_stride = 0, r_head_stride = 0;
-  std::int32_t* blocks = nullptr;  // [rows, lists, budget]
-  std::int64_t row_stride = 0, list_stride = 0;
-  std::int32_t heads = 0, kv_heads = 0, lists = 0;
-  std::int32_t budget = 0, sinks = 0;
-  bool force_previous = false;
-  std::int32_t block_size = 0;
-  std::int32_t cluster = 1;  // 1, 2, 4 or 8
-};
-
-void launch_decode_choose(cudaStream_t stream, DType dtype, std::int64_t head_dim, const ChooseProblem& problem);
-
-/// Attention of each row to its own block and the blocks of its lists, or to every key.
+/// A decode step: the choice of blocks, then attention of each row to its own block and the blocks of its lists; or
+/// attention to every key.
 struct DecodeProblem {
   PagedSequences batch;
+  std::int32_t heads = 0, kv_heads = 0;
   const void* q = nullptr;  // [rows, H, D]
   std::int64_t q_row_stride = 0, q_head_stride = 0;
   const void* k = nullptr;  // [pages * page_size, HK, D]
@@ -65,17 +49,30 @@ struct DecodeProblem {
   std::int64_t out_row_stride = 0, out_head_stride = 0;
   float* lse = nullptr;  // [H, rows]
   std::int64_t lse_head_stride = 0;
-  const std::int32_t* blocks = nullptr;  // [rows, lists, budget]
-  std::int64_t row_stride = 0, list_stride = 0;
-  std::int32_t heads = 0, kv_heads = 0, lists = 1;
-  std::int32_t budget = 0;
-  std::int32_t block_size = 0;  // 0: every key
   float softmax_scale = 0.0f;
+
+  std::int32_t block_size = 0;            // 0: every key; what follows is not used then
+  const void* representatives = nullptr;  // [pages, HK, D]
+  std::int64_t r_row_stride = 0, r_head_stride = 0;
+  std::int32_t* blocks = nullptr;  // [rows, lists, budget]: written by the choice
+  std::int64_t row_stride = 0, list_stride = 0;
+  std::int32_t lists = 1;  // H, HK or 1
+  std::int32_t budget = 0, sinks = 0;
+  bool force_previous = false;
+
   std::int32_t cluster = 1;  // 1, 2, 4 or 8
-  bool after_choose = false;  // it may start before the launch before it, which is of the choice, has ended
+  std::int32_t warps = 4;    // of a CTA that attends: 4 or 8
 };
 
-void launch_decode_attend(cudaStream_t stream, DType dtype, std::int64_t head_dim, const DecodeProblem& problem);
+/// Whether the heads that attend together choose together too, so that one launch does both.
+bool chooses_by_unit(const DecodeProblem& problem);
+
+/// The choice alone.
+void launch_decode_choose(cudaStream_t stream, DType dtype, std::int64_t head_dim, const DecodeProblem& problem);
+
+/// Attention, after the choice where `chooses`, by the lists as they are where not.
+void launch_decode_attend(cudaStream_t stream, DType dtype, std::int64_t head_dim, const DecodeProblem& problem,
+                          bool chooses);
 
 /// How many CTAs of a cluster suit so many units of work: enough to fill the device, as far as 8 reach.
 int cluster_for(std::int64_t units, int multiprocessors, int resident);

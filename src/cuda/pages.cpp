@@ -45,9 +45,10 @@ PagedTensors tensors_of(const PagedKvCache& cache) {
   if (cache.block_size == 0) return tensors;
   require_native(cache.representatives.dtype == cache.k.dtype, "representatives are float32",
                  "those in the dtype of the keys");
-  require_native(is_aligned(cache.representatives) && is_aligned(cache.running_sums),
-                 "cache.representatives or cache.running_sums has an address or a stride that is no multiple of 16 bytes",
-                 "aligned rows");
+  require_native(
+      is_aligned(cache.representatives) && is_aligned(cache.running_sums),
+      "cache.representatives or cache.running_sums has an address or a stride that is no multiple of 16 bytes",
+      "aligned rows");
   require_native(cache.block_size < 1 << 30, "block_size is " + std::to_string(cache.block_size), "fewer than 2^30");
   tensors.representatives = cache.representatives.data;
   tensors.r_row_stride = cache.representatives.stride[0], tensors.r_head_stride = cache.representatives.stride[1];
@@ -75,8 +76,7 @@ void mirror(Context& context, const PagedKvCache& cache, std::span<const PageRun
     entries.count = 0;
   };
   for (const PageRun& run : runs) {
-    const std::int32_t* table =
-        cache.page_tables.as<std::int32_t>() + run.sequence * cache.page_tables.stride[0];
+    const std::int32_t* table = cache.page_tables.as<std::int32_t>() + run.sequence * cache.page_tables.stride[0];
     for (std::int64_t i = run.first; i < run.first + run.count; ++i) add(run.sequence, i, table[i]);
     add(run.sequence, -1, cache.length(run.sequence));
   }

@@ -24,8 +24,8 @@ void gather(Context& context, const PagedKvCache& cache, std::int64_t sequence, 
 /// The tables and lengths of a cache, without sequences.
 PagedSequences paged_sequences(const Context& context, const PagedKvCache& cache);
 
-// What follows travels by value, as a kernel's parameters, of which there are 4 KB: nothing needs memory that both sides
-// see, and no call waits.
+// What follows travels by value, as a kernel's parameters, of which there are 4 KB: nothing needs memory that both
+// sides see, and no call waits.
 
 inline constexpr int kMostEntries = 240;
 /// Entries of page tables; index -1 is the length of the sequence, in `value`.
@@ -88,9 +88,9 @@ void launch_rebuild_sums(cudaStream_t stream, DType dtype, const PagedTensors& t
 /// One sequence in one piece.
 struct GatherProblem {
   PagedTensors tensors;
-  PagedSequences batch;  // of one sequence
-  void* k = nullptr;     // [length, HK, D], contiguous
-  void* v = nullptr;     // likewise
+  PagedSequences batch;             // of one sequence
+  void* k = nullptr;                // [length, HK, D], contiguous
+  void* v = nullptr;                // likewise
   void* representatives = nullptr;  // [closed blocks, HK, D], contiguous; or null
   std::int64_t length = 0, rows = 0;
   std::int64_t* cu_seqlens_q = nullptr;  // [2]

@@ -108,7 +108,7 @@ double copy_bytes_per_second(cudaStream_t stream) {
   return 2e6 * static_cast<double>(kBytes) / us;
 }
 
-void time_row(cudaStream_t stream, const Row& row, double copy_speed, bool sweep) {
+void time_row(cudaStream_t stream, const Row& row, double copy_speed) {
   // Several batches, together far more than the L2 cache: what one step reads, the one before must not have left there.
   const std::int64_t batches = std::max<std::int64_t>(1, 16 / row.batch), sequences = batches * row.batch;
   const std::int64_t width = row.tokens / row.page_size, pages = sequences * width;
@@ -142,43 +142,39 @@ void time_row(cudaStream_t stream, const Row& row, double copy_speed, bool sweep
     for (std::int64_t s = 0; s < row.batch; ++s) batch.sequence[s] = static_cast<std::int32_t>(i % batches * row.batch + s);
     return batch;
   };
-  const int processors = cuda::multiprocessors();
-  const auto choose = [&](int i, int cluster) {
-    cuda::ChooseProblem p;
-    p.batch = of_batch(i);
-    p.q = q.as<__nv_bfloat16>() + i % batches * row.batch * row.heads * row.dim;
-    p.q_row_stride = row.heads * row.dim, p.q_head_stride = row.dim;
-    p.representatives = means.data, p.r_row_stride = row.kv_heads * row.dim, p.r_head_stride = row.dim;
-    p.blocks = blocks.as<std::int32_t>(), p.row_stride = lists * budget, p.list_stride = budget;
-    p.heads = static_cast<std::int32_t>(row.heads), p.kv_heads = static_cast<std::int32_t>(row.kv_heads);
-    p.lists = static_cast<std::int32_t>(lists), p.budget = static_cast<std::int32_t>(budget);
-    p.block_size = static_cast<std::int32_t>(row.block_size);
-    p.cluster = cluster > 0 ? cluster : cuda::cluster_for(row.batch * row.kv_heads, processors, 2);
-    cuda::launch_decode_choose(stream, DType::kBFloat16, row.dim, p);
-  };
-  const auto attend = [&](int i, int cluster, bool after) {
+  const auto problem_of = [&](int i) {
     cuda::DecodeProblem p;
     p.batch = of_batch(i);
+    p.heads = static_cast<std::int32_t>(row.heads), p.kv_heads = static_cast<std::int32_t>(row.kv_heads);
     p.q = q.as<__nv_bfloat16>() + i % batches * row.batch * row.heads * row.dim;
     p.q_row_stride = p.out_row_stride = row.heads * row.dim, p.q_head_stride = p.out_head_stride = row.dim;
     p.k = keys.data, p.v = values.data;
     p.k_row_stride = p.v_row_stride = row.kv_heads * row.dim, p.k_head_stride = p.v_head_stride = row.dim;
     p.out = out.data, p.lse = lse.as<float>(), p.lse_head_stride = row.batch;
-    p.blocks = blocks.as<std::int32_t>(), p.row_stride = lists * budget, p.list_stride = budget;
-    p.heads = static_cast<std::int32_t>(row.heads), p.kv_heads = static_cast<std::int32_t>(row.kv_heads);
-    p.lists = static_cast<std::int32_t>(lists), p.budget = static_cast<std::int32_t>(budget);
-    p.block_size = static_cast<std::int32_t>(row.block_size);
     p.softmax_scale = 1.0f / std::sqrt(static_cast<float>(row.dim));
-    p.cluster = cluster > 0 ? cluster : cuda::cluster_for(row.batch * row.kv_heads, processors, 2);
-    p.after_choose = after;
-    cuda::launch_decode_attend(stream, DType::kBFloat16, row.dim, p);
+    p.block_size = static_cast<std::int32_t>(row.block_size);
+    p.representatives = means.data, p.r_row_stride = row.kv_heads * row.dim, p.r_head_stride = row.dim;
+    p.blocks = blocks.as<std::int32_t>(), p.row_stride = lists * budget, p.list_stride = budget;
+    p.lists = static_cast<std::int32_t>(lists), p.budget = static_cast<std::int32_t>(budget);
+    return p;
+  };
+  const auto choose = [&](int i, int cluster) {
+    cuda::DecodeProblem p = problem_of(i);
+    p.cluster = cluster;
+    cuda::launch_decode_choose(stream, DType::kBFloat16, row.dim, p);
+  };
+  const auto attend = [&](int i, int cluster, int warps, bool chooses) {
+    cuda::DecodeProblem p = problem_of(i);
+    p.cluster = cluster;
+    p.warps = warps;
+    cuda::launch_decode_attend(stream, DType::kBFloat16, row.dim, p, chooses);
   };
 
   // What a step reads: distinct blocks of each key/value head, as count_reads counts them.
   double read_blocks = 0.0;
   std::vector<std::int32_t> list(static_cast<std::size_t>(row.batch * lists * budget));
   for (int b = 0; b < batches; ++b) {
-    choose(b, 0);
+    choose(b, 1);
     check_cuda(cudaMemcpyAsync(list.data(), blocks.data, list.size() * 4, cudaMemcpyDeviceToHost, stream), "cudaMemcpy");
     check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     const std::size_t per_kv = list.size() / static_cast<std::size_t>(row.batch * row.kv_heads);
@@ -193,29 +189,29 @@ void time_row(cudaStream_t stream, const Row& row, double copy_speed, bool sweep
   const double mean_bytes =
       static_cast<double>(row.batch * (row.tokens / row.block_size - 1) * row.kv_heads * row.dim * 2);
   const int calls = static_cast<int>(batches) * 8;
-  const double whole = microseconds(stream, calls, [&](int i) { choose(i, 0), attend(i, 0, true); });
-  const double apart = microseconds(stream, calls, [&](int i) { choose(i, 0), attend(i, 0, false); });
-  const double choose_us = microseconds(stream, calls, [&](int i) { choose(i, 0); });
-  // Each batch attends by the lists of the last choice: other blocks, as many of them.
-  const double attend_us = microseconds(stream, calls, [&](int i) { attend(i, 0, false); });
-  const double speed = (key_bytes + mean_bytes) / whole * 1e6;
-  std::printf("%-22s %8.2f us (in turn %8.2f) choose %7.2f attend %7.2f | %7.2f MB %5.0f GB/s %3.0f%% of copy | attend alone %5.0f GB/s\n",
-              row.name, whole, apart, choose_us, attend_us, (key_bytes + mean_bytes) * 1e-6, speed * 1e-9,
-              100 * speed / copy_speed, key_bytes / attend_us * 1e-3);
-  for (int cluster = 1; cluster <= cuda::kMostCluster && sweep; cluster *= 2) {
-    std::printf("    cluster %d: choose %7.2f attend %7.2f\n", cluster,
-                microseconds(stream, calls, [&](int i) { choose(i, cluster); }),
-                microseconds(stream, calls, [&](int i) { attend(i, cluster, false); }));
+  std::printf("%-22s %7.2f MB;", row.name, (key_bytes + mean_bytes) * 1e-6);
+  double best = 1e9;
+  for (const int warps : {4, 8}) {
+    for (int cluster = 1; cluster <= cuda::kMostCluster; cluster *= 2) {
+      if (cluster > 2 && row.batch >= 64) continue;
+      const double whole = microseconds(stream, calls, [&](int i) { attend(i, cluster, warps, true); });
+      const double apart = microseconds(stream, calls, [&](int i) { attend(i, cluster, warps, false); });
+      best = std::min(best, whole);
+      std::printf(" %dx%d %.1f(%.1f)", cluster, warps, whole, apart);
+    }
   }
+  const double alone = microseconds(stream, calls, [&](int i) { choose(i, row.batch >= 16 ? 2 : 8); });
+  const double speed = (key_bytes + mean_bytes) / best * 1e6;
+  std::printf(" choose %.1f | best %.2f us, %.0f GB/s, %.0f%% of copy\n", alone, best, speed * 1e-9,
+              100 * speed / copy_speed);
   std::fflush(stdout);
 }
 
 }  // namespace
 }  // namespace moba::decode_bench
 
-int main(int argc, char** argv) {
+int main() {
   using namespace moba::decode_bench;
-  const bool sweep = argc > 1 && std::strcmp(argv[1], "--sweep") == 0;
   try {
     cudaStream_t stream;
     check_cuda(cudaStreamCreate(&stream), "cudaStreamCreate");
@@ -223,7 +219,7 @@ int main(int argc, char** argv) {
     cudaDeviceProp properties;
     check_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
     std::printf("%s, copy %.0f GB/s\n", properties.name, copy_speed * 1e-9);
-    for (const Row& row : kRows) time_row(stream, row, copy_speed, sweep);
+    for (const Row& row : kRows) time_row(stream, row, copy_speed);
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 1;

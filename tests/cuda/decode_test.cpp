@@ -401,7 +401,8 @@ TEST(CudaDecodeChoice, AllHeadsAgree) {
   TwoCaches caches(setup);
   caches.fill();
   HostTensor q = caches.draw(2, setup.heads);
-  for (std::int64_t i = 0; i < q.numel(); ++i) q.set(i, q.get(i / (setup.heads * setup.dim) * setup.heads * setup.dim + i % setup.dim));
+  for (std::int64_t i = 0; i < q.numel(); ++i)
+    q.set(i, q.get(i / (setup.heads * setup.dim) * setup.heads * setup.dim + i % setup.dim));
   const auto step = caches.decode({0, 1}, setup.options(), q);
   const Problem packed = caches.problem({0, 1}, setup.options(), q);
   const cases::Mask mask(packed, step.selection);
@@ -418,9 +419,9 @@ TEST(CudaAttendCached, RowsOfManyParts) {
   for (const Kind kind : {Kind::kMoba, Kind::kFull}) {
     AttentionOptions options = setup.options();
     options.kind = kind;
-    const std::vector<SequenceTokens> parts =
-        kind == Kind::kFull ? std::vector<SequenceTokens>{{1, 1}, {3, 1}, {0, 0}, {2, 1}}
-                            : std::vector<SequenceTokens>{{1, 1}, {3, 1}, {0, 40}, {2, 1}};
+    const std::vector<SequenceTokens> parts = kind == Kind::kFull
+                                                  ? std::vector<SequenceTokens>{{1, 1}, {3, 1}, {0, 0}, {2, 1}}
+                                                  : std::vector<SequenceTokens>{{1, 1}, {3, 1}, {0, 40}, {2, 1}};
     const std::int64_t rows = kind == Kind::kFull ? 3 : 43;
     const HostTensor q = caches.draw(rows, setup.heads);
     HostTensor out(setup.dtype, {rows, setup.heads, setup.dim}), lse(DType::kFloat32, {setup.heads, rows});

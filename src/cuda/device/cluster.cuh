@@ -1,4 +1,4 @@
-// Clusters of CTAs that see each other's shared memory, and the start of a kernel before the one before it has ended.
+// Clusters of CTAs that see each other's shared memory.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,17 @@ __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(rank);
 }
 
-/// All threads of all CTAs are here, and see what the others wrote to shared memory before.
+/// Says that this thread is here; all threads of all CTAs of the cluster do so before any leaves cluster_wait(), and
+/// then see what the others wrote before.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  cluster_arrive();
+  cluster_wait();
 }
 
 /// The same place in the shared memory of another CTA of the cluster.
@@ -22,16 +30,6 @@ __device__ __forceinline__ const T* of_rank(const T* shared, int rank) {
   std::uint64_t address;
   asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(reinterpret_cast<std::uint64_t>(shared)), "r"(rank));
   return reinterpret_cast<const T*>(address);
-}
-
-/// The kernel launched next may start now, where it was launched so.
-__device__ __forceinline__ void let_next_kernel_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-/// The kernel before has ended and what it wrote is visible; at once where this one was launched in the ordinary way.
-__device__ __forceinline__ void wait_for_previous_kernel() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 }  // namespace moba::cuda

@@ -30,16 +30,22 @@ __device__ __forceinline__ int keep_best(int count, int wanted, Load&& load, Kee
     for (int j = 0; j < kPerLane; ++j) mine += keys[j] >= bound;
     return static_cast<int>(__reduce_add_sync(kAll, static_cast<unsigned>(mine)));
   };
-  // The greatest bound that `wanted` keys reach, bit by bit; any that exactly so many reach will do.
+  // The greatest bound that `wanted` keys reach, two bits at a time; any that exactly so many reach will do.
   std::uint32_t bound = 1;
   int reach = at_least(1);
   if (reach > wanted) {
     bound = 0;
-    for (std::uint32_t bit = 0x80000000u; bit != 0 && reach != wanted; bit >>= 1) {
-      const int more = at_least(bound | bit);
-      if (more < wanted) continue;
-      bound |= bit;
-      reach = more;
+    for (int shift = 30; shift >= 0 && reach != wanted; shift -= 2) {
+      int more[3];
+#pragma unroll
+      for (unsigned i = 0; i < 3; ++i) more[i] = at_least(bound | (i + 1) << shift);
+#pragma unroll
+      for (unsigned i = 3; i > 0; --i) {
+        if (more[i - 1] < wanted) continue;
+        bound |= i << shift;
+        reach = more[i - 1];
+        break;
+      }
     }
   }
   int ties = reach > wanted ? wanted - at_least(bound + 1) : count;  // keys equal to the bound that are kept

@@ -1,6 +1,6 @@
-// Attention of a decode step. A unit is a (row, key/value head, up to 16 of its query heads); a cluster of CTAs, and the
-// warps of each, share the 16-key tiles of the unit's blocks: the union of what its heads chose, each block read once,
-// and the own block. A warp goes through its tiles by itself: keys and values come in 16-byte pieces into a ring of
+// Attention of a decode step, with the choice before it where the heads that attend together choose together. A unit is a
+// (row, key/value head, up to 16 of its query heads); a cluster of CTAs, and the warps of each, share the 16-key tiles of
+// the unit's blocks: the union of what its heads chose, each block read once, and the own block. A warp goes through its tiles by itself: keys and values come in 16-byte pieces into a ring of
 // shared memory where every lane finds its own operands of the tensor cores, so lanes exchange nothing and wait for
 // nobody. Parts are merged in the order of the tiles, over warps, then over CTAs through each other's shared memory.
 #include <cuda_runtime.h>
@@ -12,16 +12,17 @@
 #include "cuda/device/cluster.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/mma.cuh"
+#include "cuda/device/quad.cuh"
 #include "cuda/device/softmax.cuh"
 #include "cuda/instances.h"
 #include "cuda/inverse.h"
 #include "cuda/sm90/block_union.cuh"
+#include "cuda/sm90/decode_choice.cuh"
 #include "cuda/sm90/paged_rows.cuh"
 
 namespace moba::cuda {
 namespace {
 
-constexpr int kWarps = kUnionThreads / 32;
 constexpr int kKeys = 16;               // of a tile
 constexpr int kPieceBytes = 16 * 32;    // one 16-byte piece of each lane
 
@@ -41,15 +42,19 @@ struct Part {
   float maximum[kHeadTile], sum[kHeadTile];
 };
 
-template <int kDim>
+/// What is needed at different times lies in the same place: `ring` is written once the lists are united, `part` once no
+/// other CTA reads `kept`.
+template <int kDim, int kWarps>
 struct Shared {
   union {
+    std::uint32_t scores[kHeadTile * kChunk];
+    UnionEntries entries;
     char ring[kWarps][Tile<kDim>::kStages][Tile<kDim>::kBytes];
     Part<kDim> parts[kWarps];
   };
   union {
+    Kept kept;
     Part<kDim> part;  // of the CTA
-    UnionEntries entries;
   };
   BlockUnion blocks;
 };
@@ -235,47 +240,73 @@ struct Merged {
   float maximum, sum;
 };
 
-template <int kDim, class PartOf>
+template <int kDim, int kMost, class PartOf>
 __device__ __forceinline__ Merged merge(int parts, int row, int column, float scale, PartOf&& part_of) {
   Merged merged = {{0.0f, 0.0f, 0.0f, 0.0f}, minus_infinity(), 0.0f};
-  for (int i = 0; i < parts; ++i) merged.maximum = fmaxf(merged.maximum, part_of(i)->maximum[row]);
-  const float offset = merged.maximum == minus_infinity() ? 0.0f : merged.maximum * scale;
-  for (int i = 0; i < parts; ++i) {
+  float maxima[kMost], sums[kMost];
+  float4 outs[kMost];
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    maxima[i] = minus_infinity(), sums[i] = 0.0f, outs[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (i >= parts) continue;
     const Part<kDim>* part = part_of(i);
-    const float factor = exp2_fast(part->maximum[row] * scale - offset);
-    const float4 out = *reinterpret_cast<const float4*>(&part->out[row][column]);
-    merged.sum = fmaf(factor, part->sum[row], merged.sum);
-    merged.out.x = fmaf(factor, out.x, merged.out.x);
-    merged.out.y = fmaf(factor, out.y, merged.out.y);
-    merged.out.z = fmaf(factor, out.z, merged.out.z);
-    merged.out.w = fmaf(factor, out.w, merged.out.w);
+    maxima[i] = part->maximum[row];
+    sums[i] = part->sum[row];
+    outs[i] = *reinterpret_cast<const float4*>(&part->out[row][column]);
+  }
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) merged.maximum = fmaxf(merged.maximum, maxima[i]);
+  const float offset = merged.maximum == minus_infinity() ? 0.0f : merged.maximum * scale;
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    const float factor = exp2_fast(maxima[i] * scale - offset);
+    merged.sum = fmaf(factor, sums[i], merged.sum);
+    merged.out.x = fmaf(factor, outs[i].x, merged.out.x);
+    merged.out.y = fmaf(factor, outs[i].y, merged.out.y);
+    merged.out.z = fmaf(factor, outs[i].z, merged.out.z);
+    merged.out.w = fmaf(factor, outs[i].w, merged.out.w);
   }
   return merged;
 }
 
-template <class T, int kDim, int kRows>
-__global__ void __launch_bounds__(kUnionThreads) decode_attend_kernel(const __grid_constant__ DecodeProblem problem) {
+template <class T, int kDim, int kRows, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32)
+    decode_attend_kernel(const __grid_constant__ DecodeProblem problem, const bool chooses) {
   extern __shared__ __align__(16) char memory[];
-  auto& shared = *reinterpret_cast<Shared<kDim>*>(memory);
+  constexpr int kThreads = kWarps * 32;
+  auto& shared = *reinterpret_cast<Shared<kDim, kWarps>*>(memory);
   const int warp = threadIdx.x >> 5;
   const int rank = blockIdx.x, ranks = gridDim.x, row = blockIdx.z;
   const int group = problem.heads / problem.kv_heads, head_tiles = (group + kHeadTile - 1) / kHeadTile;
   const int kv_head = blockIdx.y / head_tiles, first_in_group = blockIdx.y % head_tiles * kHeadTile;
   const int first_head = kv_head * group + first_in_group, heads = min(kHeadTile, group - first_in_group);
+  const bool per_head = problem.lists == problem.heads;
+  const int lists = per_head ? heads : 1, budget = problem.budget;
+  const int first_list = per_head ? first_head : first_head * problem.lists / problem.heads;
 
   const PagedRows rows(problem.batch, row);
-  Worker<T, kDim, kRows> worker(problem, rows, kv_head, &shared.ring[warp][0][0]);
-  worker.load_queries(row, first_head, heads);
   const int own = problem.block_size == 0 || rows.length == 0 ? 0 : (rows.length - 1) / problem.block_size;
-  wait_for_previous_kernel();
-  if (problem.budget > 0) {
-    const bool per_head = problem.lists == problem.heads;
-    const int first_list = per_head ? first_head : first_head * problem.lists / problem.heads;
-    unite_blocks(shared.blocks, shared.entries,
-                 problem.blocks + row * problem.row_stride + first_list * problem.list_stride,
-                 problem.list_stride, per_head ? heads : 1, problem.budget, own, rows.error_word);
+  std::int32_t* of_row = problem.blocks + row * problem.row_stride + first_list * problem.list_stride;
+  if (chooses) {
+    const Unit unit = unit_of(problem, blockIdx.y);
+    const Candidates candidates(problem, rows.length);
+    keep_best_of_share<T, kDim, kWarps>(problem, rows, unit, candidates, row, rank, ranks, shared.kept, shared.scores);
+    // Each CTA finishes all lists for itself, and list l % ranks for the caller.
+    for (int list = warp; list < lists; list += kWarps) {
+      finish_list(candidates, budget, shared.kept, list, ranks, [&](int place, std::int32_t block) {
+        shared.blocks.block[list * budget + place] = block;
+        if (list % ranks == rank) of_row[list * problem.list_stride + place] = block;
+      });
+    }
+    cluster_arrive();  // has read what the others kept
+  } else {
+    for (int i = threadIdx.x; i < lists * budget; i += kThreads) {
+      shared.blocks.block[i] = of_row[i / budget * problem.list_stride + i % budget];
+    }
   }
-  const int united = problem.budget > 0 ? shared.blocks.count : 0;
+  __syncthreads();
+  if (budget > 0) unite_blocks<kWarps>(shared.blocks, shared.entries, lists, budget, own, rows.error_word);
+  const int united = budget > 0 ? shared.blocks.count : 0;
 
   const int own_start = own * problem.block_size;
   const int block_tiles = (problem.block_size + kKeys - 1) / kKeys;
@@ -283,7 +314,6 @@ __global__ void __launch_bounds__(kUnionThreads) decode_attend_kernel(const __gr
   const std::int64_t workers = std::int64_t{ranks} * kWarps, me = rank * kWarps + warp;
   const int begin = static_cast<int>(tiles * me / workers), end = static_cast<int>(tiles * (me + 1) / workers);
   const std::uint32_t all_heads = (1u << heads) - 1u;
-  const bool shared_list = problem.lists != problem.heads;
   const auto place_of = [&](int tile) {
     Place place;
     const int index = united > 0 ? tile / block_tiles : 0;
@@ -291,7 +321,7 @@ __global__ void __launch_bounds__(kUnionThreads) decode_attend_kernel(const __gr
       const int block_start = shared.blocks.block[index] * problem.block_size;
       place.start = block_start + (tile - index * block_tiles) * kKeys;
       place.end = block_start + problem.block_size;
-      place.heads = shared_list ? all_heads : shared.blocks.heads[index];
+      place.heads = per_head ? shared.blocks.heads[index] : all_heads;
     } else {
       place.start = own_start + (tile - united * block_tiles) * kKeys;
       place.end = rows.length;
@@ -300,6 +330,7 @@ __global__ void __launch_bounds__(kUnionThreads) decode_attend_kernel(const __gr
     return place;
   };
 
+  Worker<T, kDim, kRows> worker(problem, rows, kv_head, &shared.ring[warp][0][0]);
   constexpr int kStages = Tile<kDim>::kStages;
   std::int32_t next_row = 0;
   {
@@ -313,6 +344,7 @@ __global__ void __launch_bounds__(kUnionThreads) decode_attend_kernel(const __gr
     }
     if (begin + kStages < end) next_row = worker.look_up(place_of(begin + kStages));
   }
+  worker.load_queries(row, first_head, heads);
   int stage = 0;
   for (int tile = begin; tile < end; ++tile) {
     copy_async_wait<kStages - 1>();
@@ -325,6 +357,7 @@ __global__ void __launch_bounds__(kUnionThreads) decode_attend_kernel(const __gr
   copy_async_wait<0>();
   __syncthreads();  // parts lie where the rings were
   worker.store(shared.parts[warp]);
+  if (chooses) cluster_wait();  // nobody reads what was kept, and the CTA's part may lie there
   __syncthreads();
 
   const float scale = problem.softmax_scale * kLog2E;
@@ -341,9 +374,9 @@ __global__ void __launch_bounds__(kUnionThreads) decode_attend_kernel(const __gr
     }
   };
   constexpr int kQuads = kDim / 4;
-  for (int i = threadIdx.x; i < heads * kQuads; i += kUnionThreads) {
+  for (int i = threadIdx.x; i < heads * kQuads; i += kThreads) {
     const int head = i / kQuads, column = i % kQuads * 4;
-    const Merged merged = merge<kDim>(kWarps, head, column, scale, [&](int w) { return &shared.parts[w]; });
+    const Merged merged = merge<kDim, kWarps>(kWarps, head, column, scale, [&](int w) { return &shared.parts[w]; });
     if (ranks == 1) {
       finish(head, column, merged);
       continue;
@@ -353,43 +386,51 @@ __global__ void __launch_bounds__(kUnionThreads) decode_attend_kernel(const __gr
   }
   if (ranks == 1) return;
   cluster_sync();
-  for (int i = rank * kUnionThreads + threadIdx.x; i < heads * kQuads; i += ranks * kUnionThreads) {
+  for (int i = rank * kThreads + threadIdx.x; i < heads * kQuads; i += ranks * kThreads) {
     const int head = i / kQuads, column = i % kQuads * 4;
-    finish(head, column, merge<kDim>(ranks, head, column, scale, [&](int r) { return of_rank(&shared.part, r); }));
+    finish(head, column, merge<kDim, kMostCluster>(ranks, head, column, scale,
+                                                   [&](int r) { return of_rank(&shared.part, r); }));
   }
   cluster_sync();  // nobody leaves while its shared memory is read
 }
 
-template <class T, int kDim, int kRows>
-void launch(cudaStream_t stream, const DecodeProblem& problem) {
+template <class T, int kDim, int kRows, int kWarps>
+void launch(cudaStream_t stream, const DecodeProblem& problem, bool chooses) {
   const int group = problem.heads / problem.kv_heads;
-  const auto kernel = decode_attend_kernel<T, kDim, kRows>;
-  constexpr int kBytes = sizeof(Shared<kDim>);
+  const auto kernel = decode_attend_kernel<T, kDim, kRows, kWarps>;
+  constexpr int kBytes = sizeof(Shared<kDim, kWarps>);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "cudaFuncSetAttribute");
   cudaLaunchConfig_t config{};
   config.gridDim =
       dim3(static_cast<unsigned>(problem.cluster),
            static_cast<unsigned>(problem.kv_heads * ((group + kHeadTile - 1) / kHeadTile)),
            static_cast<unsigned>(problem.batch.count));
-  config.blockDim = dim3(kUnionThreads);
+  config.blockDim = dim3(kWarps * 32);
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {static_cast<unsigned>(problem.cluster), 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = attributes;
-  config.numAttrs = problem.after_choose ? 2 : 1;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, problem), "decode_attend");
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(problem.cluster), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, chooses), "decode_attend");
 }
 
 }  // namespace
 
-void launch_decode_attend(cudaStream_t stream, DType dtype, std::int64_t head_dim, const DecodeProblem& problem) {
+bool chooses_by_unit(const DecodeProblem& problem) {
+  const int group = problem.heads / problem.kv_heads;
+  return problem.lists == problem.heads || (problem.lists == problem.kv_heads && group <= kHeadTile);
+}
+
+void launch_decode_attend(cudaStream_t stream, DType dtype, std::int64_t head_dim, const DecodeProblem& problem,
+                          bool chooses) {
   dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
-    if (problem.heads / problem.kv_heads <= 8) return launch<T, kDim, 8>(stream, problem);
-    launch<T, kDim, 16>(stream, problem);
+    const bool few = problem.heads / problem.kv_heads <= 8;
+    if (problem.warps == 8) {
+      return few ? launch<T, kDim, 8, 8>(stream, problem, chooses) : launch<T, kDim, 16, 8>(stream, problem, chooses);
+    }
+    return few ? launch<T, kDim, 8, 4>(stream, problem, chooses) : launch<T, kDim, 16, 4>(stream, problem, chooses);
   });
 }
 

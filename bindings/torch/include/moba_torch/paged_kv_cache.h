@@ -58,7 +58,7 @@ class PagedKvCache {
 
   at::Tensor k_, v_, representatives_, running_sums_, page_tables_, lengths_;
   at::Tensor device_tables_, device_lengths_;  // of these two, on a GPU
-  mutable PagePool pool_;  // core() lends it; attend() changes nothing in it
+  mutable PagePool pool_;                      // core() lends it; attend() changes nothing in it
   std::int64_t page_size_ = 0, block_size_ = 0;
   RepresentativeDType representative_dtype_ = RepresentativeDType::kInput;
 };
