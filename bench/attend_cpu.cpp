@@ -2,7 +2,7 @@
 // attention.
 //
 //   attend_cpu THREADS KIND PASS N HEADS KV_HEADS HEAD_DIM BLOCK_SIZE TOP_K [REPEATS]
-//   KIND: full | moba     PASS: fwd | bwd | select | decode (one query row, N keys)
+//   KIND: full | moba     PASS: fwd | bwd | select (pooling included) | pool | attend | decode (one query row, N keys)
 //
 // Inputs are bfloat16. A forward result is compared with the reference on some rows before it is timed.
 #include <algorithm>
@@ -117,15 +117,17 @@ int main(int argc, char** argv) {
   const std::int64_t block_rows = moba::block_rows(n, 1, options.block_size);
   std::vector<std::uint16_t> representatives(static_cast<std::size_t>(block_rows * kv_heads * dim));
   const TensorView reps(representatives.data(), DType::kBFloat16, {block_rows, kv_heads, dim});
-  moba::pool(context, moba::cpu_backend(), {k_view, batch, options.block_size, reps});
+  const auto pool = [&] { moba::pool(context, moba::cpu_backend(), {k_view, batch, options.block_size, reps}); };
+  pool();
   const auto choose = [&] {
     moba::select(context, moba::cpu_backend(), options, q_view, k_view,
                  pass == "decode" ? ConstTensorView(reps) : ConstTensorView(), batch, selection);
   };
   const moba::AttendArgs args{q_view, k_view, v_view, batch, selection, 0.0, {out_view, lse_view}};
+  const auto attend = [&] { moba::attend(context, moba::cpu_backend(), args); };
   const auto forward = [&] {
     choose();
-    moba::attend(context, moba::cpu_backend(), args);
+    attend();
   };
 
   forward();
@@ -178,8 +180,14 @@ int main(int argc, char** argv) {
                                             TensorView(dk.data(), DType::kBFloat16, {n, kv_heads, dim}),
                                             TensorView(dv.data(), DType::kBFloat16, {n, kv_heads, dim})};
     ms = time_of(repeats, [&] { moba::attend_backward(context, moba::cpu_backend(), backward); });
+  } else if (pass == "select") {
+    ms = time_of(repeats, choose);
+  } else if (pass == "pool") {
+    ms = time_of(repeats, pool);
+  } else if (pass == "attend") {
+    ms = time_of(repeats, attend);
   } else {
-    ms = pass == "select" ? time_of(repeats, choose) : time_of(repeats, forward);
+    ms = time_of(repeats, forward);
   }
   std::printf(
       "{\"pass\": \"%s\", \"kind\": \"%s\", \"n\": %lld, \"heads\": %lld, \"kv_heads\": %lld, \"head_dim\": %lld, "
