@@ -78,11 +78,13 @@ class LaneChooser {
       // What is -inf is no score.
       least[i] = std::max(best[(free_ - 1) * kPairRows + i], std::numeric_limits<float>::lowest());
     }
-    kernels_.mark_scores(scores, count, least, tile.lanes, words_, marks_.data());
+    std::int32_t marked[kPairRows];
+    kernels_.mark_scores(scores, count, least, tile.lanes, words_, marks_.data(), marked);
     for (std::int64_t i = 0; i < tile.lanes; ++i) {
       std::int32_t* to = list_of(tile.row_begin + i, list) + args_.rule.sink_blocks;
       float* kept = scores_.data() + (scores_.size() > 0 ? (r + i) * free_ : 0);
-      held_[r + i] = merge({scores + i, first, count, least[i], marks_.data() + i * words_}, held_[r + i], to, kept);
+      std::uint64_t* marks = marks_.data() + i * words_;
+      held_[r + i] = merge({scores + i, first, count, least[i], marked[i], marks}, held_[r + i], to, kept);
     }
   }
 
@@ -96,26 +98,26 @@ class LaneChooser {
     }
   }
 
-  /// The blocks [first, first + count) for one row: their scores, a vector apart, and which of them reach `least`.
+  /// The blocks [first, first + count) for one row: their scores, 64 floats apart, and the `marked` ones of them that
+  /// reach `least`.
   struct Offer {
     const float* scores;
     std::int64_t first, count;
     float least;
+    std::int32_t marked;
     std::uint64_t* marks;
   };
 
   /// A row's list to[0 .. held), with scores where tiles follow each other, takes what is offered and loses what has
   /// fallen below the bound. Returns its new length.
   std::int64_t merge(const Offer& offer, std::int64_t held, std::int32_t* to, float* kept) const {
-    const std::int64_t words = (offer.count + 63) / 64;
-    std::int64_t coming = 0, stay = 0;
-    for (std::int64_t w = 0; w < words; ++w) coming += std::popcount(offer.marks[w]);
+    std::int64_t coming = offer.marked, stay = 0;
     for (std::int64_t j = 0; j < held; ++j) {
       if (!(kept[j] >= offer.least)) continue;
       to[stay] = to[j];
       kept[stay++] = kept[j];
     }
-    if (stay + coming > free_) drop_equals(offer, words, to, kept, stay, coming);
+    if (stay + coming > free_) drop_equals(offer, to, kept, stay, coming);
 
     std::uint64_t bits = 0;
     std::int64_t word = -1;
@@ -131,9 +133,8 @@ class LaneChooser {
   }
 
   /// Of the blocks whose score is the bound itself the last ones, until no more than free_ are left.
-  void drop_equals(const Offer& offer, std::int64_t words, std::int32_t* to, float* kept, std::int64_t& stay,
-                   std::int64_t& coming) const {
-    for (std::int64_t w = words - 1; w >= 0; --w) {
+  void drop_equals(const Offer& offer, std::int32_t* to, float* kept, std::int64_t& stay, std::int64_t& coming) const {
+    for (std::int64_t w = (offer.count + 63) / 64 - 1; w >= 0; --w) {
       for (std::uint64_t rest = offer.marks[w]; rest != 0 && stay + coming > free_;) {
         const int top = 63 - std::countl_zero(rest);
         rest ^= std::uint64_t{1} << top;

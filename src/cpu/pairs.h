@@ -114,9 +114,9 @@ struct PairKernels {
   void (*rank_scores)(const float* scores, std::int64_t blocks, std::int64_t lanes, std::int64_t places, float* best);
 
   /// marks [64][words], words >= blocks / 64: bit b of a lane says whether scores [blocks][64] of block b is at least
-  /// least [64] of the lane. The words that hold blocks are written; NaN is no score.
+  /// least [64] of the lane. The words that hold blocks are written; NaN is no score. counts [64]: bits of each lane.
   void (*mark_scores)(const float* scores, std::int64_t blocks, const float* least, std::int64_t lanes,
-                      std::int64_t words, std::uint64_t* marks);
+                      std::int64_t words, std::uint64_t* marks, std::int32_t* counts);
 };
 
 inline constexpr std::int64_t kMostKept = 16;  // the best of a lane live in registers; beyond, a heap per row is quicker

@@ -33,11 +33,14 @@ void rank_scores_of(const float* scores, std::int64_t blocks, std::int64_t lanes
 
 using RankScores = void (*)(const float*, std::int64_t, std::int64_t, float*);
 
-/// Bits of 64 blocks for each of 16 lanes, from the 16 bits of each block.
-void transpose_bits(const std::uint16_t* of_block, std::int64_t words, std::uint64_t* of_lane) {
+/// Bits of 64 blocks for each of 16 lanes, from the 16 bits of each block; counts them.
+void transpose_bits(const std::uint16_t* of_block, std::int64_t words, std::uint64_t* of_lane, std::int32_t* counts) {
   __m512i low = _mm512_loadu_si512(of_block), high = _mm512_loadu_si512(of_block + 32);
   for (std::int64_t lane = kLanes - 1; lane >= 0; --lane) {
-    of_lane[lane * words] = _cvtmask64_u64(_mm512_kunpackd(_mm512_movepi16_mask(high), _mm512_movepi16_mask(low)));
+    const std::uint64_t bits =
+        _cvtmask64_u64(_mm512_kunpackd(_mm512_movepi16_mask(high), _mm512_movepi16_mask(low)));
+    of_lane[lane * words] = bits;
+    counts[lane] += static_cast<std::int32_t>(_mm_popcnt_u64(bits));
     low = _mm512_add_epi16(low, low);
     high = _mm512_add_epi16(high, high);
   }
@@ -57,7 +60,8 @@ void rank_scores(const float* scores, std::int64_t blocks, std::int64_t lanes, s
 }
 
 void mark_scores(const float* scores, std::int64_t blocks, const float* least, std::int64_t lanes, std::int64_t words,
-                 std::uint64_t* marks) {
+                 std::uint64_t* marks, std::int32_t* counts) {
+  for (std::int64_t lane = 0; lane < kPairRows; ++lane) counts[lane] = 0;
   __m512 bound[kGroups];
   for (std::int64_t g = 0; g < kGroups; ++g) bound[g] = _mm512_loadu_ps(least + g * kLanes);
   for (std::int64_t word = 0; word * 64 < blocks; ++word) {
@@ -75,7 +79,7 @@ void mark_scores(const float* scores, std::int64_t blocks, const float* least, s
       for (std::int64_t g = 0; g < kGroups; ++g) of_block[g][b] = 0;
     }
     for (std::int64_t g = 0; g * kLanes < lanes; ++g) {
-      transpose_bits(of_block[g], words, marks + g * kLanes * words + word);
+      transpose_bits(of_block[g], words, marks + g * kLanes * words + word, counts + g * kLanes);
     }
   }
 }

@@ -19,6 +19,6 @@ void dot_row(const PairSource& keys, const std::uint16_t* query, float scale, fl
 void add_row(const PairSource& values, const float* weights, float* out);
 void rank_scores(const float* scores, std::int64_t blocks, std::int64_t lanes, std::int64_t places, float* best);
 void mark_scores(const float* scores, std::int64_t blocks, const float* least, std::int64_t lanes, std::int64_t words,
-                 std::uint64_t* marks);
+                 std::uint64_t* marks, std::int32_t* counts);
 
 }  // namespace moba::cpu::avx512_bf16
