@@ -119,7 +119,8 @@ struct PairKernels {
                       std::int64_t words, std::uint64_t* marks, std::int32_t* counts);
 };
 
-inline constexpr std::int64_t kMostKept = 16;  // the best of a lane live in registers; beyond, a heap per row is quicker
+inline constexpr std::int64_t kMostKept =
+    16;  // the best of a lane live in registers; beyond, a heap per row is quicker
 
 /// The table, or null where this build or this processor lacks the instruction, or a limit on the SIMD level excludes
 /// it.

@@ -33,7 +33,8 @@ void pool(Context& context, const PoolArgs& args) {
   // together. So a task takes as many heads as leave work for every thread, a few rows of all of them at a time.
   constexpr std::int64_t kRows = 4;
   const std::int64_t wanted = 4 * context.num_threads();
-  const std::int64_t heads = std::clamp<std::int64_t>(count * kv_heads / wanted, 1, std::max<std::int64_t>(1, kv_heads));
+  const std::int64_t heads =
+      std::clamp<std::int64_t>(count * kv_heads / wanted, 1, std::max<std::int64_t>(1, kv_heads));
   const std::int64_t parts = (kv_heads + heads - 1) / heads, row = padded(dim);
   context.parallel_for(count * parts, 1, [&](std::int64_t begin, std::int64_t end) {
     const Scratch<float> sums(context, heads * row, "the sums of a block's keys");

@@ -78,7 +78,8 @@ class HeapChooser {
   Scratch<std::int64_t> held_;
 };
 
-/// Rows of one head lie a token apart, where no prefetcher of the processor finds them; the heads of a row lie together.
+/// Rows of one head lie a token apart, where no prefetcher of the processor finds them; the heads of a row lie
+/// together.
 void ask_for_rows(const ConstTensorView& q, std::int64_t first, std::int64_t count) {
   const std::int64_t size = size_of(q.dtype);
   for (std::int64_t row = first; row < first + count; ++row) {

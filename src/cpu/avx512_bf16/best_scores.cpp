@@ -37,8 +37,7 @@ using RankScores = void (*)(const float*, std::int64_t, std::int64_t, float*);
 void transpose_bits(const std::uint16_t* of_block, std::int64_t words, std::uint64_t* of_lane, std::int32_t* counts) {
   __m512i low = _mm512_loadu_si512(of_block), high = _mm512_loadu_si512(of_block + 32);
   for (std::int64_t lane = kLanes - 1; lane >= 0; --lane) {
-    const std::uint64_t bits =
-        _cvtmask64_u64(_mm512_kunpackd(_mm512_movepi16_mask(high), _mm512_movepi16_mask(low)));
+    const std::uint64_t bits = _cvtmask64_u64(_mm512_kunpackd(_mm512_movepi16_mask(high), _mm512_movepi16_mask(low)));
     of_lane[lane * words] = bits;
     counts[lane] += static_cast<std::int32_t>(_mm_popcnt_u64(bits));
     low = _mm512_add_epi16(low, low);
@@ -71,8 +70,8 @@ void mark_scores(const float* scores, std::int64_t blocks, const float* least, s
     for (std::int64_t b = 0; b < here; ++b) {
 #pragma GCC unroll 4
       for (std::int64_t g = 0; g < kGroups; ++g) {
-        of_block[g][b] =
-            _cvtmask16_u32(_mm512_cmp_ps_mask(_mm512_loadu_ps(tile + b * kPairRows + g * kLanes), bound[g], _CMP_GE_OQ));
+        of_block[g][b] = _cvtmask16_u32(
+            _mm512_cmp_ps_mask(_mm512_loadu_ps(tile + b * kPairRows + g * kLanes), bound[g], _CMP_GE_OQ));
       }
     }
     for (std::int64_t b = here; b < 64; ++b) {
