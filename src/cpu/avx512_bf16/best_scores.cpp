@@ -70,8 +70,8 @@ void mark_scores(const float* scores, std::int64_t blocks, const float* least, s
     for (std::int64_t b = 0; b < here; ++b) {
 #pragma GCC unroll 4
       for (std::int64_t g = 0; g < kGroups; ++g) {
-        of_block[g][b] = _cvtmask16_u32(
-            _mm512_cmp_ps_mask(_mm512_loadu_ps(tile + b * kPairRows + g * kLanes), bound[g], _CMP_GE_OQ));
+        const __m512 score = _mm512_loadu_ps(tile + b * kPairRows + g * kLanes);
+        of_block[g][b] = static_cast<std::uint16_t>(_cvtmask16_u32(_mm512_cmp_ps_mask(score, bound[g], _CMP_GE_OQ)));
       }
     }
     for (std::int64_t b = here; b < 64; ++b) {
