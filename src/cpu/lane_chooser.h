@@ -84,7 +84,8 @@ class LaneChooser {
       std::int32_t* to = list_of(tile.row_begin + i, list) + args_.rule.sink_blocks;
       float* kept = scores_.data() + (scores_.size() > 0 ? (r + i) * free_ : 0);
       std::uint64_t* marks = marks_.data() + i * words_;
-      held_[r + i] = merge({scores + i, first, count, least[i], marked[i], marks}, held_[r + i], to, kept);
+      held_[r + i] = static_cast<std::int32_t>(
+          merge({scores + i, first, count, least[i], marked[i], marks}, held_[r + i], to, kept));
     }
   }
 
