@@ -35,7 +35,8 @@ void rotate(Tensor& target, const Tensor& source, const RopeTable& table, Direct
 struct Parts {
   Tensor q, k, v;
   Parts(const Tensor& qkv, std::int64_t heads, std::int64_t kv_heads) {
-    const Tensor by_head = qkv.view({qkv.size(0), heads + 2 * kv_heads, -1});
+    const std::int64_t all = heads + 2 * kv_heads;
+    const Tensor by_head = qkv.view({qkv.size(0), all, qkv.size(1) / all});
     q = by_head.narrow(1, 0, heads);
     k = by_head.narrow(1, heads, kv_heads);
     v = by_head.narrow(1, heads + kv_heads, kv_heads);
