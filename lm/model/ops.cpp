@@ -3,6 +3,8 @@
 #include <memory>
 #include <utility>
 
+#include "lm/model/row_kernels.h"
+
 namespace moba::lm {
 namespace {
 
@@ -14,6 +16,7 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& gate, const Tensor& up) {
     context->save_for_backward({gate, up});
+    if (has_row_kernels(gate)) return swiglu_rows(gate.contiguous(), up.contiguous());
     return at::silu(gate).mul_(up);
   }
 
@@ -23,6 +26,28 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
     const Tensor dup = at::silu(gate).mul_(dout);
     const Tensor dgate = at::silu_backward(dout * up, gate);
     return {dgate, dup};
+  }
+};
+
+/// The CPU's norm in one pass; its backward pass is that of ATen's, run again.
+class RmsNorm : public torch::autograd::Function<RmsNorm> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, double epsilon) {
+    context->save_for_backward({x, weight});
+    context->saved_data["epsilon"] = epsilon;
+    return rms_norm_rows(x.contiguous(), weight.contiguous(), epsilon);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor x = saved[0].detach().requires_grad_(), weight = saved[1].detach().requires_grad_();
+    Tensor out;
+    {
+      const torch::AutoGradMode with_gradients(true);
+      out = at::rms_norm(x, {x.size(-1)}, weight, context->saved_data["epsilon"].toDouble());
+    }
+    const variable_list found = torch::autograd::grad({out}, {x, weight}, {gradients[0]});
+    return {found[0], found[1], Tensor()};
   }
 };
 
@@ -78,7 +103,8 @@ Tensor project(const Tensor& x, const std::vector<Tensor>& weights) {
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
   // Equal dtypes select ATen's fused kernel on CUDA, which computes in float32 inside.
-  return at::rms_norm(x, {x.size(-1)}, weight.to(x.scalar_type()), epsilon);
+  const Tensor factors = weight.to(x.scalar_type());
+  return has_row_kernels(x) ? RmsNorm::apply(x, factors, epsilon) : at::rms_norm(x, {x.size(-1)}, factors, epsilon);
 }
 
 Tensor swiglu(const Tensor& gate, const Tensor& up) {

@@ -155,7 +155,7 @@ TEST(Model, TheLastLayerComputesOnlyTheAskedRows) {
     // MoBA in the last layer too, or full attention there, or everywhere.
     for (const AttentionPlan& plan : {moba_plan(2, 8, 3), moba_plan(2, 8, 3, 1), AttentionPlan{}}) {
       const Tensor all = logits_of(model, batch, plan);
-      for (const std::int64_t chunk : {77, 76, 20, 8, 1}) {
+      for (const std::int64_t chunk : {77, 76, 20, 3}) {
         for (const std::int64_t rows : {1, 2, 21, 77}) {
           const Tensor asked = asked_logits(model, batch, plan, chunk, rows);
           ASSERT_EQ(asked.sizes(), (at::IntArrayRef{rows, 256}));

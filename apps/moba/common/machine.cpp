@@ -3,15 +3,21 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <array>
+#include <cctype>
 #include <chrono>
+#include <cstdlib>
 #include <ctime>
 #include <fstream>
+#include <string_view>
 #include <thread>
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include "common/version.h"
+#include "moba/cpu_info.h"
 
 namespace moba::app {
 
@@ -27,11 +33,32 @@ std::string cpu_name() {
   return "unknown CPU";
 }
 
+bool torch_uses_matrix_tiles() {
+  if (!has_matrix_tiles()) return false;
+  const char* const wanted = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (wanted == nullptr) return true;
+  std::string limit = wanted;
+  std::transform(limit.begin(), limit.end(), limit.begin(), [](unsigned char c) { return std::tolower(c); });
+  // oneDNN's names of what has no AMX; it ignores a name that it does not know.
+  constexpr std::array<std::string_view, 10> kWithout = {"sse41",
+                                                         "avx",
+                                                         "avx2",
+                                                         "avx2_vnni",
+                                                         "avx2_vnni_2",
+                                                         "avx512_core",
+                                                         "avx512_core_vnni",
+                                                         "avx512_core_bf16",
+                                                         "avx512_core_fp16",
+                                                         "avx10_1_512"};
+  return std::find(kWithout.begin(), kWithout.end(), limit) == kWithout.end();
+}
+
 nlohmann::ordered_json describe_machine() {
   nlohmann::ordered_json json;
   json["cpu"] = cpu_name();
   json["cores"] = std::thread::hardware_concurrency();
   json["threads"] = at::get_num_threads();
+  if (has_matrix_tiles()) json["torch_amx"] = torch_uses_matrix_tiles();
   json["moba"] = moba_version();
   json["torch"] = torch_version();
   json["compiler"] = compiler_version();
@@ -41,7 +68,8 @@ nlohmann::ordered_json describe_machine() {
 std::string machine_line(bool cuda) {
   const int threads = at::get_num_threads();
   std::string line = fmt::format("{}, {} thread{}", cpu_name(), threads, threads == 1 ? "" : "s");
-  return cuda ? "CUDA, beside " + line : line;
+  if (cuda) return "CUDA, beside " + line;
+  return has_matrix_tiles() ? line + (torch_uses_matrix_tiles() ? ", torch with AMX" : ", torch without AMX") : line;
 }
 
 std::string utc_now() {

@@ -10,10 +10,14 @@ namespace moba::app {
 /// "AMD EPYC 9V74", from the operating system; "unknown CPU" where it does not say.
 std::string cpu_name();
 
-/// {"cpu", "cores", "threads", "gpu"?, "moba", "torch", "compiler"}
+/// Whether torch's matrix products run on AMX: the processor has it, and ONEDNN_MAX_CPU_ISA does not hold oneDNN, whose
+/// kernels they are, below it.
+bool torch_uses_matrix_tiles();
+
+/// {"cpu", "cores", "threads", "torch_amx"?, "moba", "torch", "compiler"}; "torch_amx" where the processor has AMX.
 nlohmann::ordered_json describe_machine();
 
-/// "AMD EPYC, 2 threads" or "NVIDIA H100 80GB HBM3": one line for a page.
+/// "AMD EPYC, 2 threads", "Intel Xeon, 2 threads, torch without AMX" or "CUDA, beside …": one line for a page.
 std::string machine_line(bool cuda);
 
 /// "2026-11-24 10:48 UTC"
