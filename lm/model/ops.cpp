@@ -12,12 +12,16 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+Tensor swiglu_product(const Tensor& gate, const Tensor& up) {
+  if (has_row_kernels(gate)) return swiglu_rows(gate.contiguous(), up.contiguous());
+  return at::silu(gate).mul_(up);
+}
+
 class SwiGlu : public torch::autograd::Function<SwiGlu> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& gate, const Tensor& up) {
     context->save_for_backward({gate, up});
-    if (has_row_kernels(gate)) return swiglu_rows(gate.contiguous(), up.contiguous());
-    return at::silu(gate).mul_(up);
+    return swiglu_product(gate, up);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -91,6 +95,12 @@ class Recompute : public torch::autograd::Function<Recompute> {
 }  // namespace
 
 Tensor project(const Tensor& x, const std::vector<Tensor>& weights) {
+  constexpr std::int64_t kFewRows = 4;
+  if (x.size(0) <= kFewRows && has_row_kernels(x) && !torch::GradMode::is_enabled()) {
+    std::vector<Tensor> cast;
+    for (const Tensor& weight : weights) cast.push_back(weight.to(x.scalar_type()).contiguous());
+    return project_few_rows(x.contiguous(), cast);
+  }
   const auto product = [&x](const Tensor& weight) { return at::linear(x, weight.to(x.scalar_type())); };
   if (weights.size() == 1) return product(weights[0]);
   // One wide product is faster than several, but the stacked weights are a copy: a decode step (one row) would copy far
@@ -104,11 +114,14 @@ Tensor project(const Tensor& x, const std::vector<Tensor>& weights) {
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
   // Equal dtypes select ATen's fused kernel on CUDA, which computes in float32 inside.
   const Tensor factors = weight.to(x.scalar_type());
-  return has_row_kernels(x) ? RmsNorm::apply(x, factors, epsilon) : at::rms_norm(x, {x.size(-1)}, factors, epsilon);
+  if (!has_row_kernels(x)) return at::rms_norm(x, {x.size(-1)}, factors, epsilon);
+  // A node of the graph costs a decode step more than the norm itself.
+  if (!torch::GradMode::is_enabled()) return rms_norm_rows(x.contiguous(), factors.contiguous(), epsilon);
+  return RmsNorm::apply(x, factors, epsilon);
 }
 
 Tensor swiglu(const Tensor& gate, const Tensor& up) {
-  return SwiGlu::apply(gate, up);
+  return torch::GradMode::is_enabled() ? SwiGlu::apply(gate, up) : swiglu_product(gate, up);
 }
 
 Tensor recompute_in_backward(const Body& body, const Tensor& x, const std::vector<Tensor>& parameters) {

@@ -56,19 +56,24 @@ struct Parts {
   }
 };
 
+/// Contiguous q, k, v of a fused projection, q and k turned.
+variable_list turned_parts(const Tensor& qkv, const RopeTable& table, std::int64_t heads, std::int64_t kv_heads) {
+  const Parts parts(qkv, heads, kv_heads);
+  Tensor q = at::empty(parts.q.sizes(), qkv.options());
+  Tensor k = at::empty(parts.k.sizes(), qkv.options());
+  rotate(q, parts.q, table, Direction::kForward);
+  rotate(k, parts.k, table, Direction::kForward);
+  return {q, k, parts.v.contiguous()};
+}
+
 class SplitAndRotate : public torch::autograd::Function<SplitAndRotate> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
                                std::int64_t heads, std::int64_t kv_heads) {
-    const Parts parts(qkv, heads, kv_heads);
-    Tensor q = at::empty(parts.q.sizes(), qkv.options());
-    Tensor k = at::empty(parts.k.sizes(), qkv.options());
-    rotate(q, parts.q, {cos, sin}, Direction::kForward);
-    rotate(k, parts.k, {cos, sin}, Direction::kForward);
     context->save_for_backward({cos, sin});
     context->saved_data["heads"] = heads;
     context->saved_data["kv_heads"] = kv_heads;
-    return {q, k, parts.v.contiguous()};
+    return turned_parts(qkv, {cos, sin}, heads, kv_heads);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -126,7 +131,9 @@ Tensor packed_positions(const Tensor& cu_seqlens, std::int64_t total) {
 
 std::tuple<Tensor, Tensor, Tensor> split_and_rotate(const Tensor& qkv, const RopeTable& table, std::int64_t heads,
                                                     std::int64_t kv_heads) {
-  const variable_list parts = SplitAndRotate::apply(qkv, table.cos, table.sin, heads, kv_heads);
+  const variable_list parts = torch::GradMode::is_enabled()
+                                  ? SplitAndRotate::apply(qkv, table.cos, table.sin, heads, kv_heads)
+                                  : turned_parts(qkv, table, heads, kv_heads);
   return {parts[0], parts[1], parts[2]};
 }
 

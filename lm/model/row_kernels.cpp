@@ -67,6 +67,28 @@ using Bf16 = std::uint16_t;  // the bits of a bfloat16
   result = series * reinterpret_cast<Floats>(exponent << 23u);
 }
 
+[[gnu::always_inline]] inline float sum_of(const Floats& x) {
+  const auto eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                     __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto four =
+      __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+template <class T>
+[[gnu::always_inline]] inline void multiply_row(const T* x, const T* weight, T* out, std::int64_t outputs,
+                                                std::int64_t n) {
+  for (std::int64_t m = 0; m < outputs; ++m, weight += n) {
+    Floats sum{}, a, b;
+    for (std::int64_t i = 0; i < n; i += kLanes) {
+      load(x + i, n - i, a);
+      load(weight + i, n - i, b);
+      sum += a * b;
+    }
+    store(out + m, 1, Floats{} + sum_of(sum));
+  }
+}
+
 template <class T>
 [[gnu::always_inline]] inline void norm_rows(const T* x, const T* weight, T* out, std::int64_t rows, std::int64_t n,
                                              float epsilon) {
@@ -76,9 +98,7 @@ template <class T>
       load(x + i, n - i, value);
       squares += value * value;
     }
-    float sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += squares[lane];
-    const float scale = 1.0F / std::sqrt(sum / static_cast<float>(n) + epsilon);
+    const float scale = 1.0F / std::sqrt(sum_of(squares) / static_cast<float>(n) + epsilon);
     for (std::int64_t i = 0; i < n; i += kLanes) {
       load(x + i, n - i, value);
       load(weight + i, n - i, factor);
@@ -126,6 +146,12 @@ template <class T>
 }
 
 // Clones are functions of their own, not templates: Clang makes none of these.
+MOBA_WIDEST void multiply(const Bf16* x, const Bf16* weight, Bf16* out, std::int64_t outputs, std::int64_t n) {
+  multiply_row(x, weight, out, outputs, n);
+}
+MOBA_WIDEST void multiply(const float* x, const float* weight, float* out, std::int64_t outputs, std::int64_t n) {
+  multiply_row(x, weight, out, outputs, n);
+}
 MOBA_WIDEST void norm(const Bf16* x, const Bf16* weight, Bf16* out, std::int64_t rows, std::int64_t n, float epsilon) {
   norm_rows(x, weight, out, rows, n, epsilon);
 }
@@ -179,6 +205,28 @@ void over_rows(std::int64_t rows, std::int64_t row_elements, const Body& body) {
 
 bool has_row_kernels(const Tensor& x) {
   return x.is_cpu() && (x.scalar_type() == torch::kBFloat16 || x.scalar_type() == torch::kFloat32);
+}
+
+Tensor project_few_rows(const Tensor& x, const std::vector<Tensor>& weights) {
+  const std::int64_t rows = x.size(0), n = x.size(1);
+  std::int64_t width = 0;
+  for (const Tensor& weight : weights) width += weight.size(0);
+  const Tensor out = at::empty({rows, width}, x.options());
+  with_element(x, [&]<class T>(T) {
+    // One parallel region for all weights; each thread takes a stretch of the outputs.
+    over_rows(width, n, [&](std::int64_t begin, std::int64_t end) {
+      std::int64_t first = 0;  // output of the weight's first row
+      for (const Tensor& weight : weights) {
+        const std::int64_t from = std::max(begin, first), to = std::min(end, first + weight.size(0));
+        for (std::int64_t row = 0; row < rows && from < to; ++row) {
+          multiply(data<T>(x) + row * n, data<T>(weight) + (from - first) * n,
+                   mutable_data<T>(out) + row * width + from, to - from, n);
+        }
+        first += weight.size(0);
+      }
+    });
+  });
+  return out;
 }
 
 Tensor rms_norm_rows(const Tensor& x, const Tensor& weight, double epsilon) {

@@ -5,10 +5,16 @@
 
 #include <torch/torch.h>
 
+#include <vector>
+
 namespace moba::lm {
 
 /// Whether the functions below take tensors like x: float32 or bfloat16 on the CPU.
 bool has_row_kernels(const torch::Tensor& x);
+
+/// x [R, N] times weights [M_i, N] side by side: [R, sum M_i], all contiguous and of one dtype. For few rows, where the
+/// weights are read once and nothing else costs: a general product first lays them out anew.
+torch::Tensor project_few_rows(const torch::Tensor& x, const std::vector<torch::Tensor>& weights);
 
 /// x / rms(x) * weight over the last axis: x [..., N] contiguous, weight [N] in x's dtype -> like x.
 torch::Tensor rms_norm_rows(const torch::Tensor& x, const torch::Tensor& weight, double epsilon);

@@ -174,6 +174,28 @@ TEST(RowKernels, EqualDoublePrecisionWithinOneRounding) {
   }
 }
 
+TEST(RowKernels, FewRowsTimesWeightsSideBySide) {
+  torch::manual_seed(12);
+  const torch::NoGradGuard no_gradients;
+  for (const std::int64_t n : {1, 15, 16, 40, 256}) {
+    for (const std::int64_t rows : {0, 1, 3, 4, 5}) {  // 5: the general product
+      for (const auto& [dtype, unit] : {std::pair{torch::kFloat32, 1e-5}, {torch::kBFloat16, 1.0 / 128}}) {
+        const Tensor x = torch::randn({rows, n}).to(dtype);
+        const std::vector<Tensor> weights{torch::randn({200, n}).to(dtype), torch::randn({1, n}),
+                                          torch::randn({n, 130}).to(dtype).t()};
+        const Tensor got = project(x, weights);
+        ASSERT_EQ(got.sizes(), (at::IntArrayRef{rows, 331}));
+        EXPECT_EQ(got.scalar_type(), dtype);
+        std::vector<Tensor> wide;
+        for (const Tensor& weight : weights) wide.push_back(weight.to(dtype).to(torch::kFloat64));
+        const Tensor exact = torch::mm(x.to(torch::kFloat64), torch::cat(wide).t());
+        if (rows == 0) continue;
+        EXPECT_LT((got - exact).abs().max().item<double>(), unit * exact.abs().max().item<double>()) << n;
+      }
+    }
+  }
+}
+
 TEST(RowKernels, ValuesThatAreNotFinite) {
   const double inf = std::numeric_limits<double>::infinity(), nan = std::nan("");
   for (const auto dtype : {torch::kFloat32, torch::kBFloat16}) {
