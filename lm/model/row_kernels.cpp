@@ -27,20 +27,31 @@ using Halves = std::uint16_t __attribute__((vector_size(2 * kLanes)));
 using Bf16 = std::uint16_t;  // the bits of a bfloat16
 
 // Vectors are passed by reference: by value they would have another ABI in each clone.
-// The first min(count, 16) elements at p; zeros behind them.
+
+/// Copies the first min(count, 16) of 16 elements; whole vectors without a call.
+template <class T>
+[[gnu::always_inline]] inline void copy_lanes(void* to, const void* from, std::int64_t count) {
+  if (count >= kLanes) {
+    std::memcpy(to, from, sizeof(T) * kLanes);
+  } else {
+    std::memcpy(to, from, sizeof(T) * static_cast<std::size_t>(count));
+  }
+}
+
+/// The first min(count, 16) elements at p; zeros behind them.
 [[gnu::always_inline]] inline void load(const float* p, std::int64_t count, Floats& x) {
   x = Floats{};
-  std::memcpy(&x, p, count >= kLanes ? sizeof(x) : sizeof(*p) * static_cast<std::size_t>(count));
+  copy_lanes<float>(&x, p, count);
 }
 
 [[gnu::always_inline]] inline void load(const Bf16* p, std::int64_t count, Floats& x) {
   Halves bits{};
-  std::memcpy(&bits, p, count >= kLanes ? sizeof(bits) : sizeof(*p) * static_cast<std::size_t>(count));
+  copy_lanes<Bf16>(&bits, p, count);
   x = reinterpret_cast<Floats>(__builtin_convertvector(bits, Words) << 16u);
 }
 
 [[gnu::always_inline]] inline void store(float* p, std::int64_t count, const Floats& x) {
-  std::memcpy(p, &x, count >= kLanes ? sizeof(x) : sizeof(*p) * static_cast<std::size_t>(count));
+  copy_lanes<float>(p, &x, count);
 }
 
 // To the nearest, ties to even; a NaN would overflow into an infinity or a zero and is set apart.
@@ -49,7 +60,7 @@ using Bf16 = std::uint16_t;  // the bits of a bfloat16
   const Words nan = Words{} + 0x7FC00000u;
   const Words rounded = x != x ? nan : bits + (0x7FFFu + (bits >> 16u & 1u));
   const Halves result = __builtin_convertvector(rounded >> 16u, Halves);
-  std::memcpy(p, &result, count >= kLanes ? sizeof(result) : sizeof(*p) * static_cast<std::size_t>(count));
+  copy_lanes<Bf16>(p, &result, count);
 }
 
 /// 2^power, relative error below 2e-7 (the series of exp(f log 2), |f| <= 1/2); inf from 127.5 on, 0 below -126.5.

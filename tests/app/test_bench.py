@@ -71,21 +71,23 @@ HAS_AMX = "amx_bf16" in Path("/proc/cpuinfo").read_text()
 
 def test_amx_of_torch_is_named_with_its_remedy(moba, tmp_path):
     quick = ["bench", "attend", "--n", 100, *SMALL, "--json", tmp_path / "b.json"]
-    for limit, limited in ((None, False), ("AVX512_CORE_BF16", True), ("avx512_core_amx", False), ("nonsense", False)):
-        env = {name: value for name, value in moba.env.items() if name != "ONEDNN_MAX_CPU_ISA"}
-        if limit:
-            env["ONEDNN_MAX_CPU_ISA"] = limit
+    names = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+    for values in ((), ("AVX512_CORE_BF16",), ("AVX512_CORE_BF16", "AVX512_E3"), ("AVX512_CORE_AMX", "AVX512_E3"),
+                   ("AVX512_CORE_BF16", "AVX512_E4")):
+        env = {name: value for name, value in moba.env.items() if name not in names}
+        env |= dict(zip(names, values))
         out = moba.ok(*quick, env=env)
         doctor = moba.ok("doctor", env=env)
         machine = json.loads((tmp_path / "b.json").read_text())["machine"]
         if not HAS_AMX:
             assert "AMX" not in out and "torch_amx" not in machine
             continue
-        assert machine["torch_amx"] is not limited
-        assert ("the goals apply" in out) is limited
+        without = values == ("AVX512_CORE_BF16", "AVX512_E3")
+        assert machine["torch_amx"] is not without
+        assert ("the goals apply" in out) is without
+        assert ("torch without AMX" in out) is without
         for text in (out, doctor):
-            assert ("ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16" in text) is not limited
-            assert "ONEDNN_MAX_CPU_ISA" in text
+            assert ("ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 MKL_ENABLE_INSTRUCTIONS=AVX512_E3" in text) is not without
 
 
 MODEL = ["--lengths", "300,500", "--new-tokens", 3, "--repeats", 2, "--device", "cpu"]

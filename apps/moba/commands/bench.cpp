@@ -217,10 +217,12 @@ int run_attend(const BenchFlags& flags) {
       machine_line(device.is_cuda()), flags.repeats, device.is_cuda() ? " (cuDNN for 16 bits)" : "", "pass", "n",
       "heads", "d", "B", "k", "dtype", "ms", "torch ms", "ratio"));
   if (device.is_cpu() && has_matrix_tiles()) {
-    print(torch_uses_matrix_tiles()
-              ? "  This processor has AMX, which torch uses and libmoba does not: the goals do not apply to it.\n"
-                "  With ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment torch does without it, and they do.\n"
-              : "  torch does without this processor's AMX (ONEDNN_MAX_CPU_ISA), as libmoba does: the goals apply.\n");
+    print(
+        torch_uses_matrix_tiles()
+            ? fmt::format("  This processor has AMX, which torch uses and libmoba does not: the goals do not apply to "
+                          "it.\n  With {} in the environment\n  torch does without it, and they do.\n",
+                          kWithoutMatrixTiles)
+            : "  The environment has torch do without this processor's AMX, as libmoba does: the goals apply.\n");
   }
   Ceiling ceiling;
   std::string ceiling_dtype;

@@ -89,9 +89,11 @@ void look_at_cpu(Findings& findings) {
   findings.fact("SIMD level", fmt::format("{} (built in: {})", simd_level(), fmt::join(compiled_simd_levels(), ", ")));
   if (has_matrix_tiles()) {
     findings.fact("AMX", torch_uses_matrix_tiles()
-                             ? "torch uses it and libmoba does not: the published ratios to torch do not apply here, "
-                               "unless ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 makes torch do without it"
-                             : "there, but torch does without it (ONEDNN_MAX_CPU_ISA), as libmoba does");
+                             ? "torch uses it and libmoba does not: the published ratios to torch do not apply here"
+                             : "the environment has torch do without it, as libmoba does");
+    if (torch_uses_matrix_tiles()) {
+      findings.fact("", fmt::format("with {} they do", kWithoutMatrixTiles));
+    }
   }
   findings.fact("cores",
                 fmt::format("{} seen, {} threads used", std::thread::hardware_concurrency(), at::get_num_threads()));

@@ -4,12 +4,11 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <array>
-#include <cctype>
 #include <chrono>
 #include <cstdlib>
 #include <ctime>
 #include <fstream>
+#include <initializer_list>
 #include <string_view>
 #include <thread>
 
@@ -20,6 +19,15 @@
 #include "moba/cpu_info.h"
 
 namespace moba::app {
+
+namespace {
+
+bool environment_is_one_of(const char* variable, std::initializer_list<std::string_view> values) {
+  const char* const value = std::getenv(variable);
+  return value != nullptr && std::find(values.begin(), values.end(), value) != values.end();
+}
+
+}  // namespace
 
 std::string cpu_name() {
   std::ifstream info("/proc/cpuinfo");
@@ -35,22 +43,14 @@ std::string cpu_name() {
 
 bool torch_uses_matrix_tiles() {
   if (!has_matrix_tiles()) return false;
-  const char* const wanted = std::getenv("ONEDNN_MAX_CPU_ISA");
-  if (wanted == nullptr) return true;
-  std::string limit = wanted;
-  std::transform(limit.begin(), limit.end(), limit.begin(), [](unsigned char c) { return std::tolower(c); });
-  // oneDNN's names of what has no AMX; it ignores a name that it does not know.
-  constexpr std::array<std::string_view, 10> kWithout = {"sse41",
-                                                         "avx",
-                                                         "avx2",
-                                                         "avx2_vnni",
-                                                         "avx2_vnni_2",
-                                                         "avx512_core",
-                                                         "avx512_core_vnni",
-                                                         "avx512_core_bf16",
-                                                         "avx512_core_fp16",
-                                                         "avx10_1_512"};
-  return std::find(kWithout.begin(), kWithout.end(), limit) == kWithout.end();
+  // What has no AMX, by the names of each; they ignore a name that they do not know.
+  const bool without =
+      environment_is_one_of("ONEDNN_MAX_CPU_ISA",
+                            {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+                             "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"}) &&
+      environment_is_one_of("MKL_ENABLE_INSTRUCTIONS",
+                            {"SSE4_2", "AVX", "AVX2", "AVX512", "AVX512_E1", "AVX512_E2", "AVX512_E3"});
+  return !without;
 }
 
 nlohmann::ordered_json describe_machine() {
