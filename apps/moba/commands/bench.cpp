@@ -217,7 +217,12 @@ int run_attend(const BenchFlags& flags) {
       machine_line(device.is_cuda()), flags.repeats, device.is_cuda() ? " (cuDNN for 16 bits)" : "", "pass", "n",
       "heads", "d", "B", "k", "dtype", "ms", "torch ms", "ratio"));
   if (device.is_cpu() && has_matrix_tiles()) {
-    print("  This processor has AMX, which torch uses and libmoba does not: the goals do not apply to it.\n");
+    print(
+        torch_uses_matrix_tiles()
+            ? fmt::format("  This processor has AMX, which torch uses and libmoba does not: the goals do not apply to "
+                          "it.\n  With {} in the environment\n  torch does without it, and they do.\n",
+                          kWithoutMatrixTiles)
+            : "  The environment has torch do without this processor's AMX, as libmoba does: the goals apply.\n");
   }
   Ceiling ceiling;
   std::string ceiling_dtype;
@@ -332,6 +337,7 @@ void add_bench(CLI::App& program, Action& action) {
   command->require_subcommand(1);
   add_attend(*command, action);
   add_bench_decode(*command, action);
+  add_bench_model(*command, action);
 }
 
 }  // namespace moba::app
