@@ -10,8 +10,8 @@
 namespace moba::app {
 namespace {
 
-constexpr double kPanelWidth = 430, kPanelHeight = 300;
-constexpr double kLeft = 62, kRight = 96, kTop = 34, kBottom = 40;
+constexpr double kPanelWidth = 480, kPanelHeight = 300;
+constexpr double kLeft = 76, kRight = 136, kTop = 34, kBottom = 40;
 
 struct Panel {
   std::string name;
@@ -76,11 +76,24 @@ class PanelPicture {
       body += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" class=\"soft middle\">{}</text>\n", x(point.n),
                           top_ + kHeight + 18, length_text(point.n));
     }
-    for (const Series& series : kSeries) body += line(series);
+    std::vector<Label> labels;
+    for (const Series& series : kSeries) body += line(series, labels);
+    std::sort(labels.begin(), labels.end(), [](const Label& a, const Label& b) { return a.y < b.y; });
+    double lowest = 0;
+    for (const Label& label : labels) {
+      lowest = std::max(label.y, lowest + kLabelHeight);
+      body += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n", left_ + kWidth + 8, lowest, label.text);
+    }
     return body;
   }
 
  private:
+  /// Beside a line's last point, or below a neighbour's that lies too near.
+  struct Label {
+    double y;
+    std::string text;
+  };
+  static constexpr double kLabelHeight = 16;
   static constexpr double kWidth = kPanelWidth - kLeft - kRight, kHeight = kPanelHeight - kTop - kBottom;
 
   double x(std::int64_t n) const {
@@ -88,7 +101,7 @@ class PanelPicture {
   }
   double y(double ms) const { return top_ + kHeight * (most_ - std::log10(ms)) / (most_ - least_); }
 
-  std::string line(const Series& series) const {
+  std::string line(const Series& series, std::vector<Label>& labels) const {
     std::string path, marks;
     const CurvePoint* last = nullptr;
     for (const CurvePoint& point : panel_.points) {
@@ -101,8 +114,8 @@ class PanelPicture {
     if (last == nullptr) return "";
     std::string label = series.name;
     if (series.ms != &CurvePoint::ms) label += fmt::format(" {:.1f}×", last->*series.ms / last->ms);
-    return fmt::format("<path d=\"{}\" class=\"line {}\"/>{}<text x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n", path,
-                       series.css_class, marks, x(last->n) + 8, y(last->*series.ms) + 4, label);
+    labels.push_back({y(last->*series.ms) + 4, label});
+    return fmt::format("<path d=\"{}\" class=\"line {}\"/>{}\n", path, series.css_class, marks);
   }
 
   const Panel& panel_;
