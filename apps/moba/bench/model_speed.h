@@ -15,9 +15,9 @@ class ModelSpeed {
   ModelSpeed(lm::Model& model, const lm::AttentionPlan& plan, std::vector<std::int64_t> prompt,
              std::int64_t new_tokens);
 
-  /// Compares the last token's logits of the beginning of the prompt, read in chunks with nothing else asked, with those
-  /// of a pass that asks for every token's. Throws moba::Error (kMismatch) where they differ by more than `tolerance`
-  /// of the greatest logit; returns the difference.
+  /// Compares the last token's logits of the beginning of the prompt, read in chunks with nothing else asked, with
+  /// those of a pass that asks for every token's. Throws moba::Error (kMismatch) where they differ by more than
+  /// `tolerance` of the greatest logit; returns the difference.
   double verify(double tolerance);
 
   /// Seconds to read the prompt anew.

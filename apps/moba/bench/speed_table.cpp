@@ -9,17 +9,32 @@
 
 namespace moba::app {
 
-std::string SpeedGoal::name() const {
-  const std::string pass = problem.pass == "fwdbwd" ? "forward + backward"
-                           : problem.pass == "fwd"  ? "forward"
-                           : problem.pass == "bwd"  ? "backward"
-                                                    : "decode";
+namespace {
+
+std::string pass_name(const AttendCase& problem) {
+  if (problem.pass == "fwdbwd") return "forward + backward";
+  if (problem.pass == "fwd") return "forward";
+  return problem.pass == "bwd" ? "backward" : "decode";
+}
+
+std::string shape_name(const SpeedGoal& goal) {
+  const AttendCase& problem = goal.problem;
   const std::string choice =
       problem.kind == "full" ? "full" : fmt::format("B {} k {}", problem.block_size, problem.top_k);
   const std::string heads =
       problem.kv_heads == problem.heads ? "" : fmt::format(", {}/{} heads", problem.heads, problem.kv_heads);
-  return fmt::format("{} {}K, {}{}, d {}, {}{}", pass, problem.n / 1024, choice, heads, problem.head_dim, problem.dtype,
-                     simd_level.empty() ? "" : ", ours " + simd_level);
+  return fmt::format("{}{}, d {}, {}{}", choice, heads, problem.head_dim, problem.dtype,
+                     goal.simd_level.empty() ? "" : ", ours " + goal.simd_level);
+}
+
+}  // namespace
+
+std::string SpeedGoal::name() const {
+  return fmt::format("{} {}K, {}", pass_name(problem), problem.n / 1024, shape_name(*this));
+}
+
+std::string SpeedGoal::series() const {
+  return fmt::format("{}, {}", pass_name(problem), shape_name(*this));
 }
 
 std::vector<SpeedGoal> speed_goals() {
@@ -65,6 +80,7 @@ std::vector<SpeedGoal> cuda_speed_goals() {
       {128 * kK, 32, 8, 128, 128, 8, {20, 32}, {33, 44}},
       {512 * kK, 16, 16, 128, 128, 8, {70, 91}, {}},
       {512 * kK, 16, 16, 128, 4096, 12, {5.5, 7.4}, {}},
+      {1024 * kK, 16, 16, 128, 4096, 12, {11, 14}, {}},
   };
   std::vector<SpeedGoal> goals;
   const auto add = [&](const char* pass, Ratio Row::*asked) {
