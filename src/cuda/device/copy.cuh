@@ -28,19 +28,6 @@ __device__ __forceinline__ void copy_16_async(std::uint32_t shared, const void* 
                : "memory");
 }
 
-/// 16 bytes that are read once, into registers; zeros where `valid` is false, without a branch.
-__device__ __forceinline__ uint4 load_16_once(const void* global, bool valid) {
-  uint4 words;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "setp.ne.u32 p, %5, 0;\n"
-      "mov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
-      "@p ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];\n}\n"
-      : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-      : "l"(global), "r"(static_cast<unsigned>(valid)));
-  return words;
-}
-
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
