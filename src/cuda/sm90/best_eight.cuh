@@ -1,0 +1,158 @@
+// The best blocks of the rows of an accumulator tile, exactly, for k up to 8: a lane's queue fits its registers, so what
+// is done between tiles and at the end is one read of the queues and networks.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/sm90/score_queues.cuh"
+
+namespace moba::cuda {
+
+/// The choice of one warp for its 16 rows (two of each thread), over one item. See BestBlocks.
+class BestEight : public ScoreQueues<kSorted> {
+ public:
+  __device__ __forceinline__ void settle(int index) {
+    if (index < 2 || (index & (index - 1)) != 0) return;
+    Entry entries[2][kEntries];
+    read(entries);
+    kth(entries, threshold_);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float bound = below(threshold_[i]);
+      end_[i] = begin_[i];
+#pragma unroll
+      for (const Entry& entry : entries[i]) push_above<kEntryStride>(entry.score, bound, entry.column, end_[i]);
+    }
+  }
+
+  template <class Use>
+  __device__ __forceinline__ void finish(int (&counts)[2], Use&& use) {
+    Entry entries[2][kEntries];
+    float bound[2];
+    read(entries);
+    kth(entries, bound);
+    int mine[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      bound[i] = below(bound[i]);
+      mine[i] = 0;
+#pragma unroll
+      for (const Entry& entry : entries[i]) mine[i] += entry.score > bound[i];
+    }
+    // The quad lays its columns in eight words, where its queues were, and each lane finds the places of two.
+    const int lane = threadIdx.x & 3;
+    std::uint32_t list[2], at[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int next = __shfl_xor_sync(kAllLanes, mine[i], 1);
+      const int pair = mine[i] + next;
+      const int other = __shfl_xor_sync(kAllLanes, pair, 2);
+      counts[i] = pair + other;
+      list[i] = begin_[i] - lane * 8;
+      at[i] = list[i] + 4 * ((lane & 1 ? next : 0) + (lane & 2 ? other : 0));
+    }
+    if (__any_sync(kAllLanes, counts[0] > k_ || counts[1] > k_)) {
+      // Ties with the k-th best: the queues are as they were.
+#pragma unroll
+      for (int i = 0; i < 2; ++i) counts[i] = held_of_quad(end_[i] - begin_[i]);
+      keep_best(counts);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        use_queues(begin_[i], end_[i], [&](int place, std::int32_t column) { use(i, place, column); });
+      }
+      __syncwarp();
+      return;
+    }
+    __syncwarp();  // all lanes have read their queues
+#pragma unroll
+    for (int i = 0; i < 2; ++i) store_entry(begin_[i], {__int_as_float(kNone), kNone});
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (const Entry& entry : entries[i]) put_above(entry.score, bound[i], entry.column, at[i]);
+    }
+    __syncwarp();
+    std::int32_t columns[2][2];
+    int place[2][2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      columns[i][0] = load_word(list[i] + 4 * lane);
+      columns[i][1] = load_word(list[i] + 4 * lane + 16);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        std::int32_t others[4];
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(others[0]), "=r"(others[1]), "=r"(others[2]), "=r"(others[3])
+                     : "r"(list[i] + 16 * half)
+                     : "memory");
+#pragma unroll
+        for (const std::int32_t other : others) {
+          place[i][0] += other < columns[i][0];
+          place[i][1] += other < columns[i][1];
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (columns[i][e] != kNone) use(i, place[i][e], columns[i][e]);
+      }
+    }
+    __syncwarp();  // the next item may use the queues
+  }
+
+ private:
+  static constexpr int kEntries = capacity(kSorted);
+  static constexpr std::int32_t kNone = 0x7fffffff;
+
+  /// All entries of the lane; -inf behind the end.
+  __device__ __forceinline__ void read(Entry (&entries)[2][kEntries]) const {
+#pragma unroll
+    for (int e = 0; e < kEntries; ++e) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::uint32_t at = begin_[i] + e * kEntryStride;
+        asm volatile(
+            "{\n.reg .pred p;\n"
+            "setp.lt.u32 p, %2, %3;\n"
+            "mov.b32 %0, 0xff800000;\n"
+            "@p ld.shared.v2.b32 {%0, %1}, [%2];\n}\n"
+            : "=f"(entries[i][e].score), "=r"(entries[i][e].column)
+            : "r"(at), "r"(end_[i])
+            : "memory");
+      }
+    }
+  }
+
+  /// The k-th best score of the quad, exactly; -inf where it has fewer.
+  __device__ __forceinline__ void kth(const Entry (&entries)[2][kEntries], float (&bound)[2]) const {
+    const bool longer = __any_sync(kAllLanes, max(end_[0] - begin_[0], end_[1] - begin_[1]) > kSorted * kEntryStride);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float sorted[kSorted];
+#pragma unroll
+      for (int e = 0; e < kSorted; ++e) sorted[e] = entries[i][e].score;
+      sort_eight(sorted);
+      if (longer) {
+#pragma unroll
+        for (int e = kSorted; e < kEntries; ++e) keep_sorted(sorted, entries[i][e].score);
+      }
+      bound[i] = kth_of_quad<kSorted>(sorted, k_);
+    }
+  }
+
+  __device__ __forceinline__ static void put_above(float score, float bound, std::int32_t column, std::uint32_t& at) {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "setp.gt.f32 p, %1, %2;\n"
+        "@p st.shared.b32 [%0], %3;\n"
+        "@p add.u32 %0, %0, 4;\n}\n"
+        : "+r"(at)
+        : "f"(score), "f"(bound), "r"(column)
+        : "memory");
+  }
+};
+
+}  // namespace moba::cuda
