@@ -55,6 +55,7 @@ InvertProblem problem_of(const Context& context, const BlockMap& map, const Sele
   problem.sequences = map.sequences();
   problem.sequence_count = map.sequence_count();
   problem.block_size = map.block_size();
+  problem.divide = Divisor(std::min<std::int64_t>(map.block_size(), std::numeric_limits<std::int32_t>::max()));
   problem.block_rows = map.block_rows();
   problem.segment_rows = segment_rows_for(slice, selection.budget(), map.block_rows());
   problem.segments = (slice.rows + problem.segment_rows - 1) / problem.segment_rows;

@@ -12,10 +12,7 @@ namespace moba::cuda {
 /// The choice of one warp for its 16 rows (two of each thread), over one item.
 class BestBlocks : public ScoreQueues<static_cast<int>(kMaxBudget)> {
  public:
-  /// Before tile `index` is taken in, while its scores are not there yet.
-  __device__ __forceinline__ void settle(int index) {
-    if (index >= 2 && (index & (index - 1)) == 0 && bounded()) tighten(true);
-  }
+  __device__ __forceinline__ void settle() { tighten(true); }
 
   /// After the last tile: calls use(row i, place among the row's chosen in ascending order, column) for each chosen
   /// column; `counts[i]` is how many the row has. Queues are consumed.

@@ -11,11 +11,13 @@ namespace moba::cuda {
 /// The choice of one warp for its 16 rows (two of each thread), over one item. See BestBlocks.
 class BestEight : public ScoreQueues<kSorted> {
  public:
-  __device__ __forceinline__ void settle(int index) {
-    if (index < 2 || (index & (index - 1)) != 0) return;
+  __device__ __forceinline__ void settle() {
     Entry entries[2][kEntries];
-    read(entries);
-    kth(entries, threshold_);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      read(begin_[i], end_[i], entries[i]);
+      threshold_[i] = kth(entries[i]);
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float bound = below(threshold_[i]);
@@ -29,12 +31,11 @@ class BestEight : public ScoreQueues<kSorted> {
   __device__ __forceinline__ void finish(int (&counts)[2], Use&& use) {
     Entry entries[2][kEntries];
     float bound[2];
-    read(entries);
-    kth(entries, bound);
     int mine[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      bound[i] = below(bound[i]);
+      read(begin_[i], end_[i], entries[i]);
+      bound[i] = below(kth(entries[i]));
       mine[i] = 0;
 #pragma unroll
       for (const Entry& entry : entries[i]) mine[i] += entry.score > bound[i];
@@ -107,40 +108,31 @@ class BestEight : public ScoreQueues<kSorted> {
   static constexpr int kEntries = capacity(kSorted);
   static constexpr std::int32_t kNone = 0x7fffffff;
 
-  /// All entries of the lane; -inf behind the end.
-  __device__ __forceinline__ void read(Entry (&entries)[2][kEntries]) const {
+  /// All entries of a queue; -inf behind the end.
+  __device__ __forceinline__ static void read(std::uint32_t begin, std::uint32_t end, Entry (&entries)[kEntries]) {
 #pragma unroll
     for (int e = 0; e < kEntries; ++e) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const std::uint32_t at = begin_[i] + e * kEntryStride;
-        asm volatile(
-            "{\n.reg .pred p;\n"
-            "setp.lt.u32 p, %2, %3;\n"
-            "mov.b32 %0, 0xff800000;\n"
-            "@p ld.shared.v2.b32 {%0, %1}, [%2];\n}\n"
-            : "=f"(entries[i][e].score), "=r"(entries[i][e].column)
-            : "r"(at), "r"(end_[i])
-            : "memory");
-      }
+      asm volatile(
+          "{\n.reg .pred p;\n"
+          "setp.lt.u32 p, %2, %3;\n"
+          "mov.b32 %0, 0xff800000;\n"
+          "mov.b32 %1, 0;\n"
+          "@p ld.shared.v2.b32 {%0, %1}, [%2];\n}\n"
+          : "=&f"(entries[e].score), "=&r"(entries[e].column)
+          : "r"(begin + e * kEntryStride), "r"(end)
+          : "memory");
     }
   }
 
   /// The k-th best score of the quad, exactly; -inf where it has fewer.
-  __device__ __forceinline__ void kth(const Entry (&entries)[2][kEntries], float (&bound)[2]) const {
-    const bool longer = __any_sync(kAllLanes, max(end_[0] - begin_[0], end_[1] - begin_[1]) > kSorted * kEntryStride);
+  __device__ __forceinline__ float kth(const Entry (&entries)[kEntries]) const {
+    float sorted[kSorted];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float sorted[kSorted];
+    for (int e = 0; e < kSorted; ++e) sorted[e] = entries[e].score;
+    sort_eight(sorted);
 #pragma unroll
-      for (int e = 0; e < kSorted; ++e) sorted[e] = entries[i][e].score;
-      sort_eight(sorted);
-      if (longer) {
-#pragma unroll
-        for (int e = kSorted; e < kEntries; ++e) keep_sorted(sorted, entries[i][e].score);
-      }
-      bound[i] = kth_of_quad<kSorted>(sorted, k_);
-    }
+    for (int e = kSorted; e < kEntries; ++e) keep_sorted(sorted, entries[e].score);
+    return kth_of_quad<kSorted>(sorted, k_);
   }
 
   __device__ __forceinline__ static void put_above(float score, float bound, std::int32_t column, std::uint32_t& at) {

@@ -26,9 +26,9 @@ class BestFew {
     }
   }
 
-  /// Before tile `index` is taken in: scores at or below the k-th best of the quad so far cannot be chosen any more.
-  __device__ __forceinline__ void settle(int index) {
-    if (index == 0) return;
+  __device__ __forceinline__ bool settles(int index) const { return index > 0; }
+  /// Scores at or below the k-th best of the quad so far cannot be chosen any more.
+  __device__ __forceinline__ void settle() {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float sorted[kFew] = {high_[i].score, low_[i].score};

@@ -30,11 +30,11 @@ __device__ __forceinline__ RowRun run_of_row(const InvertProblem& problem, std::
   if (s < 0) return {row + 1, 0, 0};
   const SequenceSpan sequence = problem.sequences[s];
   const std::int64_t position = packed - sequence.q_begin + sequence.k_length - sequence.q_length;
-  const std::int64_t own = position < 0 ? 0 : position / problem.block_size;
+  const std::int32_t own = position < 0 ? 0 : problem.divide.quotient(static_cast<std::int32_t>(position));
   const std::int64_t to_next =
       min((own + 1) * problem.block_size - position, sequence.q_begin + sequence.q_length - packed);
-  return {row + static_cast<std::uint32_t>(min(to_next, kMaxSliceRows)), static_cast<std::int32_t>(own),
-          static_cast<std::int32_t>(sequence.k_begin / problem.block_size + s)};
+  return {row + static_cast<std::uint32_t>(min(to_next, kMaxSliceRows)), own,
+          problem.divide.quotient(static_cast<std::int32_t>(sequence.k_begin)) + static_cast<std::int32_t>(s)};
 }
 
 /// Calls use(entries, first row) by all lanes together for at most 32 rows at a time, counted from the first row: lane l

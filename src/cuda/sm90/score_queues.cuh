@@ -43,6 +43,12 @@ class ScoreQueues {
     }
   }
 
+  /// Whether settle() is worth its time before tile `index` is taken in, while its scores are not there yet: it raises the
+  /// thresholds to what the tiles so far allow. After the second, fourth, eighth ... tile.
+  __device__ __forceinline__ bool settles(int index) const {
+    return index >= 2 && (index & (index - 1)) == 0 && bounded();
+  }
+
   /// Takes in a tile.
   __device__ __forceinline__ void take(const float (&scores)[64], const TileColumns& tile, int index) {
     if (index == 0 && bounded()) {

@@ -164,13 +164,18 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
         const int least_end = __reduce_min_sync(kAllLanes, min(past[0].end, past[1].end));
         const int most_end = __reduce_max_sync(kAllLanes, max(past[0].end, past[1].end));
         const int first_head = item.list * heads_of_list;
-        std::uint32_t query[kDim / 4];
+        // Zeros, though products overwrite both: what has no value yet would hold its registers all over the kernel.
+        std::uint32_t query[kDim / 4] = {};
+        float scores[kSelectColumns / 2] = {};
         if (heads_of_list == 1) take_rows<kDim>(query, my_stage);
         Chooser best;
         best.start(my_queues, my_stage + lane * kStagedBytes, thread, shape.k);
         for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
-          best.settle(column_tile);
-          float scores[kSelectColumns / 2];
+          if (best.settles(column_tile)) {
+            best.settle();
+#pragma unroll
+            for (float& score : scores) score = 0.0f;
+          }
           for (int kv = 0; kv < kv_of_list; ++kv) {
             full[stage].wait(parity);
             const std::uint64_t tile_b = tile_descriptor<Major::K>(ring + stage * kStageBytes, kSelectColumns);
