@@ -1,5 +1,5 @@
-// Launches that begin while the kernel before them in the stream still runs: blocks of threads come to the machine early
-// and wait there, which hides most of what a launch costs.
+// Launches that begin while the kernel before them in the stream still runs: blocks of threads come to the machine
+// early and wait there, which hides most of what a launch costs.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -33,7 +33,7 @@ struct InvertProblem {
   const SequenceSpan* sequences;
   std::int64_t sequence_count;
   std::int64_t block_size, block_rows;
-  Divisor divide;  // by the block size, or by 2^31 - 1 where that is larger: tokens are below it
+  Divisor divide;                       // by the block size, or by 2^31 - 1 where that is larger: tokens are below it
   std::int64_t segments, segment_rows;  // runs of rows that are counted and written together; see segments.h
   std::uint32_t* counts;                // [lists, segments, block_rows]
   std::int32_t* error_word;             // or null

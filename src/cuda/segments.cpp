@@ -11,8 +11,8 @@ constexpr std::int64_t kFewestSegmentRows = 256;
 constexpr std::int64_t kMostSegmentRows = 32768;
 /// Counts go to memory and come back: a segment should have so many times as many entries.
 constexpr std::int64_t kEntriesForCount = 4;
-/// Segments that keep 132 multiprocessors busy to the end, and segments that fill each of them once: with as few, what a
-/// warp does before its first row counts least.
+/// Segments that keep 132 multiprocessors busy to the end, and segments that fill each of them once: with as few, what
+/// a warp does before its first row counts least.
 constexpr std::int64_t kEnoughSegments = 16 * 132;
 constexpr std::int64_t kFewestSegments = 4 * 132;
 /// With as few, entries are written all over the lists at a time. That is cheap where a segment has a line of so many
