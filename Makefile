@@ -48,7 +48,7 @@ test-aarch64:  ## the core's tests on emulated 64-bit Arm (qemu-user; slow)
 
 fuzz:  ## random cases against the reference until Ctrl-C; a failure prints the seed that repeats it (FUZZ="--seed N")
 	@scripts/install_deps.sh test
-	@cmake -S . -B $(BUILD)-core -G Ninja -DMOBA_TORCH=OFF -DMOBA_TESTS=ON > /dev/null
+	@cmake -S . -B $(BUILD)-core -G Ninja -DMOBA_TORCH=OFF -DMOBA_CUDA=OFF -DMOBA_TESTS=ON > /dev/null
 	@cmake --build $(BUILD)-core -j $(JOBS) --target property_fuzz
 	$(BUILD)-core/tests/fuzz/property_fuzz $(FUZZ)
 
@@ -60,7 +60,7 @@ sanitize:  ## the core's tests under AddressSanitizer with UBSan, then ThreadSan
 	@scripts/sanitize.sh $(SANITIZE)
 
 check-clang:  ## core, tests, example and the out-of-tree project with clang++, warnings as errors
-	@cmake -S . -B $(BUILD)-clang -G Ninja -DMOBA_TORCH=OFF -DMOBA_TESTS=ON -DMOBA_WERROR=ON -DCMAKE_CXX_COMPILER=clang++ > /dev/null
+	@cmake -S . -B $(BUILD)-clang -G Ninja -DMOBA_TORCH=OFF -DMOBA_CUDA=OFF -DMOBA_TESTS=ON -DMOBA_WERROR=ON -DCMAKE_CXX_COMPILER=clang++ > /dev/null
 	@cmake --build $(BUILD)-clang -j $(JOBS)
 	@ctest --test-dir $(BUILD)-clang -R core_install --output-on-failure --no-tests=error
 
