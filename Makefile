@@ -6,7 +6,7 @@ DEMO_OUT ?= $(BUILD)/demo
 # Long real text that every Debian and Ubuntu has; TEXT="a.txt b.txt" names your own.
 TEXT ?= $(wildcard /usr/share/common-licenses/*[0-9])
 
-.PHONY: help deps build cuda python demo test test-core test-python test-aarch64 check format bundle bench clean fuzz fuzz-readers sanitize check-clang tidy
+.PHONY: help deps build cuda python demo test test-core test-python test-aarch64 check format bundle bench clean fuzz fuzz-readers sanitize check-clang proof tidy
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -63,6 +63,12 @@ check-clang:  ## core, tests, example and the out-of-tree project with clang++, 
 	@cmake -S . -B $(BUILD)-clang -G Ninja -DMOBA_TORCH=OFF -DMOBA_CUDA=OFF -DMOBA_TESTS=ON -DMOBA_WERROR=ON -DCMAKE_CXX_COMPILER=clang++ > /dev/null
 	@cmake --build $(BUILD)-clang -j $(JOBS)
 	@ctest --test-dir $(BUILD)-clang -R core_install --output-on-failure --no-tests=error
+
+proof:  ## what a compiler and a test do not see: fuzz-readers for 5 s each, sanitize, check-clang, tidy
+	@scripts/install_deps.sh proof
+	@scripts/fuzz.sh 5
+	@MOBA_PROPERTY_PERCENT=2 scripts/sanitize.sh
+	@$(MAKE) --no-print-directory check-clang tidy
 
 tidy:  ## clang-tidy over the core: bugprone, performance, names
 	@scripts/tidy.sh
