@@ -105,13 +105,13 @@ HWY_INLINE void store_first(FloatTag d, Floats value, std::size_t count, T* dst)
 // Calls body with the typed pointer of the data: the three input types of this backend, checked by the caller.
 template <class Pointer, class Body>
 HWY_INLINE void with_elements(DType dtype, Pointer data, Body&& body) {
-  constexpr bool read_only = std::is_same_v<Pointer, const void*>;
+  constexpr bool kReadOnly = std::is_same_v<Pointer, const void*>;
   if (dtype == DType::kBFloat16) {
-    body(static_cast<std::conditional_t<read_only, const BFloat16*, BFloat16*>>(data));
+    body(static_cast<std::conditional_t<kReadOnly, const BFloat16*, BFloat16*>>(data));
   } else if (dtype == DType::kFloat16) {
-    body(static_cast<std::conditional_t<read_only, const Float16*, Float16*>>(data));
+    body(static_cast<std::conditional_t<kReadOnly, const Float16*, Float16*>>(data));
   } else {
-    body(static_cast<std::conditional_t<read_only, const float*, float*>>(data));
+    body(static_cast<std::conditional_t<kReadOnly, const float*, float*>>(data));
   }
 }
 
