@@ -6,7 +6,7 @@ DEMO_OUT ?= $(BUILD)/demo
 # Long real text that every Debian and Ubuntu has; TEXT="a.txt b.txt" names your own.
 TEXT ?= $(wildcard /usr/share/common-licenses/*[0-9])
 
-.PHONY: help deps build cuda python demo test test-core test-python test-aarch64 check format bundle bench clean fuzz fuzz-readers sanitize check-clang tidy
+.PHONY: help deps build cuda python demo test test-core test-python test-aarch64 check format bundle bench clean fuzz fuzz-readers sanitize check-clang proof tidy
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -48,7 +48,7 @@ test-aarch64:  ## the core's tests on emulated 64-bit Arm (qemu-user; slow)
 
 fuzz:  ## random cases against the reference until Ctrl-C; a failure prints the seed that repeats it (FUZZ="--seed N")
 	@scripts/install_deps.sh test
-	@cmake -S . -B $(BUILD)-core -G Ninja -DMOBA_TORCH=OFF -DMOBA_TESTS=ON > /dev/null
+	@cmake -S . -B $(BUILD)-core -G Ninja -DMOBA_TORCH=OFF -DMOBA_CUDA=OFF -DMOBA_TESTS=ON > /dev/null
 	@cmake --build $(BUILD)-core -j $(JOBS) --target property_fuzz
 	$(BUILD)-core/tests/fuzz/property_fuzz $(FUZZ)
 
@@ -60,9 +60,15 @@ sanitize:  ## the core's tests under AddressSanitizer with UBSan, then ThreadSan
 	@scripts/sanitize.sh $(SANITIZE)
 
 check-clang:  ## core, tests, example and the out-of-tree project with clang++, warnings as errors
-	@cmake -S . -B $(BUILD)-clang -G Ninja -DMOBA_TORCH=OFF -DMOBA_TESTS=ON -DMOBA_WERROR=ON -DCMAKE_CXX_COMPILER=clang++ > /dev/null
+	@cmake -S . -B $(BUILD)-clang -G Ninja -DMOBA_TORCH=OFF -DMOBA_CUDA=OFF -DMOBA_TESTS=ON -DMOBA_WERROR=ON -DCMAKE_CXX_COMPILER=clang++ > /dev/null
 	@cmake --build $(BUILD)-clang -j $(JOBS)
 	@ctest --test-dir $(BUILD)-clang -R core_install --output-on-failure --no-tests=error
+
+proof:  ## what a compiler and a test do not see: fuzz-readers for 5 s each, sanitize, check-clang, tidy
+	@scripts/install_deps.sh proof
+	@scripts/fuzz.sh 5
+	@MOBA_PROPERTY_PERCENT=2 scripts/sanitize.sh
+	@$(MAKE) --no-print-directory check-clang tidy
 
 tidy:  ## clang-tidy over the core: bugprone, performance, names
 	@scripts/tidy.sh

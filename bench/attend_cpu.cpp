@@ -1,12 +1,15 @@
 // Times the CPU backend alone, without torch: one JSON line a case. attend_cpu.sh runs it beside torch's dense
 // attention.
 //
-//   attend_cpu THREADS KIND PASS N HEADS KV_HEADS HEAD_DIM BLOCK_SIZE TOP_K [REPEATS]
-//   KIND: full | moba     PASS: fwd | bwd | select | decode (one query row, N keys)
+//   attend_cpu THREADS KIND PASS N HEADS KV_HEADS HEAD_DIM BLOCK_SIZE TOP_K [REPEATS [CACHES]]
+//   KIND: full | moba
+//   PASS: fwd | bwd | select (pooling included) | pool | attend, or several of them with commas between
+//         decode: one query row, N keys; 64 queries and CACHES caches in turn
+//         read: all keys and values of the CACHES caches once, for the bandwidth of memory
 //
-// Inputs are bfloat16. A forward result is compared with the reference on some rows before it is timed.
+// Inputs are bfloat16. A forward result is compared with the definition on one row before it is timed. scratch_mb is
+// the most that the calls held at one time beside their arguments. MOBA_SIMD_LEVEL limits the instructions.
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -14,11 +17,12 @@
 #include <cstdlib>
 #include <ctime>
 #include <random>
+#include <sstream>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "moba/moba.h"
+#include "moba/cpu_info.h"
+#include "thread_context.h"
 
 namespace {
 
@@ -26,37 +30,43 @@ using moba::ConstTensorView;
 using moba::DType;
 using moba::TensorView;
 
-/// Threads made for each call, which costs some tens of microseconds; ranges are handed out as they are asked for.
-class ThreadContext : public moba::SerialContext {
- public:
-  explicit ThreadContext(int threads) : threads_(threads) {}
-  int num_threads() const override { return threads_; }
-  void parallel_for(std::int64_t count, std::int64_t grain, moba::RangeTask task) override {
-    const std::int64_t share = (count + threads_ - 1) / threads_;
-    const std::int64_t step = std::max(grain, (share + grain - 1) / grain * grain);
-    std::vector<std::thread> threads;
-    for (std::int64_t begin = step; begin < count; begin += step) {
-      threads.emplace_back([=] { task(begin, std::min(count, begin + step)); });
-    }
-    if (count > 0) task(0, std::min(count, step));
-    for (std::thread& thread : threads) thread.join();
-  }
-
- private:
-  int threads_;
-};
-
 std::vector<std::uint16_t> random_bfloat16(std::int64_t count, unsigned seed) {
+  constexpr std::size_t kPeriod = 1000003;  // a prime: what repeats does so elsewhere in a row
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   std::vector<std::uint16_t> values(static_cast<std::size_t>(count));
-  for (std::uint16_t& value : values)
-    value = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(normal(random)) >> 16);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = i < kPeriod ? static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(normal(random)) >> 16)
+                            : values[i - kPeriod];
+  }
   return values;
 }
 
 float bfloat16_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+/// What one decoder holds of its past.
+struct Cache {
+  std::vector<std::uint16_t> k, v, representatives;
+};
+
+/// Adds up the words of the caches, so that each is read.
+std::uint64_t read_all(moba::Context& context, const std::vector<Cache>& caches) {
+  constexpr std::int64_t kWords = 1 << 16;  // of a task: 512 KiB
+  std::atomic<std::uint64_t> total = 0;
+  for (const Cache& cache : caches) {
+    for (const std::vector<std::uint16_t>* tensor : {&cache.k, &cache.v}) {
+      const auto* words = reinterpret_cast<const std::uint64_t*>(tensor->data());
+      const std::int64_t count = static_cast<std::int64_t>(tensor->size() / 4), tasks = (count + kWords - 1) / kWords;
+      context.parallel_for(tasks, 1, [&](std::int64_t begin, std::int64_t end) {
+        std::uint64_t sum = 0;
+        for (std::int64_t i = begin * kWords; i < std::min(count, end * kWords); ++i) sum += words[i];
+        total += sum;
+      });
+    }
+  }
+  return total;
 }
 
 /// Medians of wall time and of the processor time of all threads; the second is the one to read on a busy machine.
@@ -83,11 +93,16 @@ Milliseconds time_of(int repeats, Body&& body) {
 
 int main(int argc, char** argv) {
   if (argc < 10) {
-    std::fprintf(stderr, "usage: attend_cpu THREADS KIND PASS N HEADS KV_HEADS HEAD_DIM BLOCK_SIZE TOP_K [REPEATS]\n");
+    std::fprintf(stderr,
+                 "usage: attend_cpu THREADS KIND PASS N HEADS KV_HEADS HEAD_DIM BLOCK_SIZE TOP_K [REPEATS [CACHES]]\n");
     return 2;
   }
   const auto number = [&](int i) { return std::atoll(argv[i]); };
-  ThreadContext context(static_cast<int>(number(1)));
+  const char* level = std::getenv("MOBA_SIMD_LEVEL");
+  if (level != nullptr && !moba::limit_simd_level(level)) {
+    std::fprintf(stderr, "attend_cpu: MOBA_SIMD_LEVEL is %s, which this build has not\n", level);
+    return 2;
+  }
   moba::AttentionOptions options;
   options.kind = moba::kind_from_name(argv[2]);
   const std::string pass = argv[3];
@@ -95,11 +110,20 @@ int main(int argc, char** argv) {
   options.block_size = number(8);
   options.top_k = number(9);
   const int repeats = argc > 10 ? static_cast<int>(number(10)) : 3;
-  const std::int64_t rows = pass == "decode" ? 1 : n;
+  const std::size_t cache_count = argc > 11 ? static_cast<std::size_t>(number(11)) : 1;
+  constexpr std::int64_t kQueries = 64;  // of decode: other queries want other blocks
+  const bool decode = pass == "decode";
+  ThreadContext context(static_cast<int>(number(1)), decode ? 1 << 20 : 1 << 10);
+  const std::int64_t rows = decode || pass == "read" ? 1 : n, block_rows = moba::block_rows(n, 1, options.block_size);
 
-  std::vector<std::uint16_t> q = random_bfloat16(rows * heads * dim, 1), k = random_bfloat16(n * kv_heads * dim, 2);
-  std::vector<std::uint16_t> v = random_bfloat16(n * kv_heads * dim, 3), dout = random_bfloat16(rows * heads * dim, 4);
-  std::vector<std::uint16_t> out(q.size()), dq(q.size()), dk(k.size()), dv(v.size());
+  std::vector<std::uint16_t> q = random_bfloat16((decode ? kQueries : rows) * heads * dim, 1);
+  std::vector<Cache> caches;
+  caches.reserve(cache_count);
+  caches.push_back({random_bfloat16(n * kv_heads * dim, 2), random_bfloat16(n * kv_heads * dim, 3),
+                    std::vector<std::uint16_t>(static_cast<std::size_t>(block_rows * kv_heads * dim))});
+  std::vector<std::uint16_t>&k = caches[0].k, &v = caches[0].v;
+  std::vector<std::uint16_t> dout = random_bfloat16(rows * heads * dim, 4);
+  std::vector<std::uint16_t> out(dout.size()), dq(dout.size()), dk(k.size()), dv(v.size());
   std::vector<float> lse(static_cast<std::size_t>(rows * heads));
   const std::int64_t offsets_q[2] = {0, rows}, offsets_k[2] = {0, n};
   moba::PackedBatch batch{ConstTensorView(offsets_q, DType::kInt64, {2}),
@@ -114,18 +138,18 @@ int main(int argc, char** argv) {
   std::vector<std::int32_t> list(
       selection.kind == moba::SelectionKind::kList ? static_cast<std::size_t>(selection.blocks.numel()) : 0);
   selection.blocks.data = list.data();
-  const std::int64_t block_rows = moba::block_rows(n, 1, options.block_size);
-  std::vector<std::uint16_t> representatives(static_cast<std::size_t>(block_rows * kv_heads * dim));
-  const TensorView reps(representatives.data(), DType::kBFloat16, {block_rows, kv_heads, dim});
-  moba::pool(context, moba::cpu_backend(), {k_view, batch, options.block_size, reps});
+  const TensorView reps(caches[0].representatives.data(), DType::kBFloat16, {block_rows, kv_heads, dim});
+  const auto pool = [&] { moba::pool(context, moba::cpu_backend(), {k_view, batch, options.block_size, reps}); };
+  pool();
   const auto choose = [&] {
     moba::select(context, moba::cpu_backend(), options, q_view, k_view,
-                 pass == "decode" ? ConstTensorView(reps) : ConstTensorView(), batch, selection);
+                 decode ? ConstTensorView(reps) : ConstTensorView(), batch, selection);
   };
   const moba::AttendArgs args{q_view, k_view, v_view, batch, selection, 0.0, {out_view, lse_view}};
+  const auto attend = [&] { moba::attend(context, moba::cpu_backend(), args); };
   const auto forward = [&] {
     choose();
-    moba::attend(context, moba::cpu_backend(), args);
+    attend();
   };
 
   forward();
@@ -162,30 +186,53 @@ int main(int argc, char** argv) {
     }
   }
 
-  Milliseconds ms{};
-  if (pass == "bwd") {
-    const moba::AttendBackwardArgs backward{q_view,
-                                            k_view,
-                                            v_view,
-                                            batch,
-                                            selection,
-                                            0.0,
-                                            out_view,
-                                            lse_view,
-                                            ConstTensorView(dout.data(), DType::kBFloat16, {rows, heads, dim}),
-                                            {},
-                                            TensorView(dq.data(), DType::kBFloat16, {rows, heads, dim}),
-                                            TensorView(dk.data(), DType::kBFloat16, {n, kv_heads, dim}),
-                                            TensorView(dv.data(), DType::kBFloat16, {n, kv_heads, dim})};
-    ms = time_of(repeats, [&] { moba::attend_backward(context, moba::cpu_backend(), backward); });
-  } else {
-    ms = pass == "select" ? time_of(repeats, choose) : time_of(repeats, forward);
+  std::istringstream names(pass);
+  for (std::string name; std::getline(names, name, ',');) {
+    Milliseconds ms{};
+    if (name == "bwd") {
+      const moba::AttendBackwardArgs backward{q_view,
+                                              k_view,
+                                              v_view,
+                                              batch,
+                                              selection,
+                                              0.0,
+                                              out_view,
+                                              lse_view,
+                                              ConstTensorView(dout.data(), DType::kBFloat16, {rows, heads, dim}),
+                                              {},
+                                              TensorView(dq.data(), DType::kBFloat16, {rows, heads, dim}),
+                                              TensorView(dk.data(), DType::kBFloat16, {n, kv_heads, dim}),
+                                              TensorView(dv.data(), DType::kBFloat16, {n, kv_heads, dim})};
+      ms = time_of(repeats, [&] { moba::attend_backward(context, moba::cpu_backend(), backward); });
+    } else if (name == "select") {
+      ms = time_of(repeats, choose);
+    } else if (name == "pool") {
+      ms = time_of(repeats, pool);
+    } else if (name == "attend") {
+      ms = time_of(repeats, attend);
+    } else if (decode || name == "read") {
+      while (caches.size() < cache_count) caches.push_back(caches[0]);
+      std::int64_t turn = 0;
+      const auto decode_one = [&] {
+        const Cache& cache = caches[static_cast<std::size_t>(turn) % caches.size()];
+        const ConstTensorView query(q.data() + turn++ % kQueries * heads * dim, DType::kBFloat16, {1, heads, dim});
+        const ConstTensorView keys(cache.k.data(), DType::kBFloat16, {n, kv_heads, dim});
+        const ConstTensorView values(cache.v.data(), DType::kBFloat16, {n, kv_heads, dim});
+        const ConstTensorView means(cache.representatives.data(), DType::kBFloat16, {block_rows, kv_heads, dim});
+        moba::select(context, moba::cpu_backend(), options, query, keys, means, batch, selection);
+        moba::attend(context, moba::cpu_backend(), {query, keys, values, batch, selection, 0.0, {out_view, lse_view}});
+      };
+      volatile std::uint64_t sum = 0;  // so that it is wanted
+      ms = decode ? time_of(repeats, decode_one) : time_of(repeats, [&] { sum = read_all(context, caches); });
+    } else {
+      ms = time_of(repeats, forward);
+    }
+    std::printf(
+        "{\"pass\": \"%s\", \"kind\": \"%s\", \"n\": %lld, \"heads\": %lld, \"kv_heads\": %lld, \"head_dim\": %lld, "
+        "\"block_size\": %lld, \"top_k\": %lld, \"ms\": %.3f, \"cpu_ms\": %.3f, \"scratch_mb\": %.2f}\n",
+        name.c_str(), argv[2], static_cast<long long>(n), static_cast<long long>(heads),
+        static_cast<long long>(kv_heads), static_cast<long long>(dim), static_cast<long long>(options.block_size),
+        static_cast<long long>(options.top_k), ms.wall, ms.processor, static_cast<double>(context.peak()) * 0x1p-20);
   }
-  std::printf(
-      "{\"pass\": \"%s\", \"kind\": \"%s\", \"n\": %lld, \"heads\": %lld, \"kv_heads\": %lld, \"head_dim\": %lld, "
-      "\"block_size\": %lld, \"top_k\": %lld, \"ms\": %.2f, \"cpu_ms\": %.2f}\n",
-      argv[3], argv[2], static_cast<long long>(n), static_cast<long long>(heads), static_cast<long long>(kv_heads),
-      static_cast<long long>(dim), static_cast<long long>(options.block_size), static_cast<long long>(options.top_k),
-      ms.wall, ms.processor);
   return 0;
 }

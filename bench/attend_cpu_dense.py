@@ -1,6 +1,6 @@
 """Times torch's dense causal attention on the CPU, bfloat16: one JSON line. Beside attend_cpu.cpp; see attend_cpu.sh.
 
-    attend_cpu_dense.py THREADS PASS N HEADS HEAD_DIM     PASS: fwd | bwd | decode
+    attend_cpu_dense.py THREADS PASS N HEADS HEAD_DIM [REPEATS]     PASS: fwd | bwd | decode
 """
 
 import json
@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 def main() -> None:
     threads, name, n, heads, dim = (int(a) if a.isdigit() else a for a in sys.argv[1:6])
+    repeats = int(sys.argv[6]) if len(sys.argv) > 6 else 3
     torch.set_num_threads(threads)
     rows = 1 if name == "decode" else n
     q = torch.randn(1, heads, rows, dim, dtype=torch.bfloat16)
@@ -23,7 +24,7 @@ def main() -> None:
         tensor.requires_grad_(name == "bwd")
 
     wall, processor = [], []
-    for _ in range(4):
+    for _ in range(1 + repeats):  # the first warms up
         start, processor_start = time.perf_counter(), time.process_time()
         out = scaled_dot_product_attention(q, k, v, is_causal=name != "decode")
         if name == "bwd":  # the backward alone

@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
 shift || true
-[ $# -gt 0 ] || set -- api toml model_config sentencepiece text token_store
-cmake -S . -B build-fuzz -G Ninja -DMOBA_TORCH=OFF -DMOBA_TESTS=ON -DMOBA_FUZZ=ON -DMOBA_SANITIZE=address,undefined \
+[ $# -gt 0 ] || set -- api paged toml model_config sentencepiece text token_store safetensors weight_map resume metrics
+cmake -S . -B build-fuzz -G Ninja -DMOBA_TORCH=OFF -DMOBA_CUDA=OFF -DMOBA_TESTS=ON -DMOBA_FUZZ=ON -DMOBA_SANITIZE=address,undefined \
   -DCMAKE_CXX_COMPILER="${CLANGXX:-clang++}" >build-fuzz.log 2>&1 || { cat build-fuzz.log; exit 1; }
 rm -f build-fuzz.log
 cmake --build build-fuzz -j "${JOBS:-$(nproc)}" --target $(printf '%s_fuzz ' "$@")

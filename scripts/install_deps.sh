@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a build needs: Debian/Ubuntu packages (only those missing) and three wheels in .venv.
-#   scripts/install_deps.sh [build|test]      test adds the test libraries and a headless browser
+#   scripts/install_deps.sh [build|test|proof]      test adds the test libraries and a headless browser, proof clang besides
 # Supported: Debian 12 and 13, Ubuntu 24.04. On another system install the packages named below by its own means;
 # with SKIP_APT=1 this script leaves the system's packages alone.
 set -euo pipefail
@@ -9,7 +9,8 @@ what=${1:-build}
 
 packages=(g++ cmake ninja-build python3 python3-venv libhwy-dev libsentencepiece-dev libcli11-dev
   nlohmann-json3-dev libtomlplusplus-dev libfmt-dev libpng-dev)
-if [ "$what" = test ]; then
+if [ "$what" = proof ]; then packages+=(clang clang-tidy libclang-rt-dev); fi
+if [ "$what" != build ]; then
   packages+=(libgtest-dev)
   # Ubuntu's chromium is a snap shim that cannot run in a container: there the browser test is skipped.
   if [ -e /etc/debian_version ] && ! grep -qi ubuntu /etc/os-release; then packages+=(chromium); fi
@@ -45,7 +46,7 @@ if ! cmp -s scripts/requirements-build.txt $stamp 2>/dev/null; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r scripts/requirements-build.txt
   cp scripts/requirements-build.txt $stamp
 fi
-if [ "$what" = test ] && ! .venv/bin/clang-format --version >/dev/null 2>&1; then
+if [ "$what" != build ] && ! .venv/bin/clang-format --version >/dev/null 2>&1; then
   # One formatter version everywhere: distributions carry different ones, and they disagree.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check clang-format==14.0.6
 fi

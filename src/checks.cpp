@@ -183,6 +183,7 @@ void check_countable(const std::string& argument, const ConstTensorView& view) {
   std::int64_t left = std::numeric_limits<std::int64_t>::max() / 8;  // in elements of at most 8 bytes
   for (int axis = 0; axis < view.rank; ++axis) {
     const std::int64_t extent = view.shape[static_cast<std::size_t>(axis)];
+    require(extent >= 0, argument, shape_text(view), "of no negative extent", "Check the shape of the view.");
     if (extent > 1) {
       require(extent <= left, argument, shape_text(view), "of fewer than 2^63 bytes", "No memory holds such a tensor.");
       left /= extent;

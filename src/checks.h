@@ -47,7 +47,8 @@ void check_page_size(std::int64_t page_size);
 /// An extent list as "[4, 2, 64]".
 std::string shape_text(const ConstTensorView& view);
 
-/// The bytes of the view can be counted in 64 bits. Axes of 0 count as 1: what is empty must be so without an overflow.
+/// No extent is negative, and the bytes of the view can be counted in 64 bits. Axes of 0 count as 1: what is empty must
+/// be so without an overflow.
 void check_countable(const std::string& argument, const ConstTensorView& view);
 
 /// A tensor that must be present, of this dtype and shape, on the device of the backend, last axis contiguous.

@@ -20,8 +20,13 @@ struct PastBlocks {
 
   /// Writes a list of `budget` places. `chosen` candidates stand at list + sinks already, in any order.
   void finish_list(std::int32_t* list, std::int64_t chosen, std::int64_t budget) const {
-    for (std::int64_t block = 0; block < sinks; ++block) list[block] = static_cast<std::int32_t>(block);
     std::sort(list + sinks, list + sinks + chosen);
+    finish_sorted_list(list, chosen, budget);
+  }
+
+  /// The same where they stand in ascending order.
+  void finish_sorted_list(std::int32_t* list, std::int64_t chosen, std::int64_t budget) const {
+    for (std::int64_t block = 0; block < sinks; ++block) list[block] = static_cast<std::int32_t>(block);
     std::int64_t held = sinks + chosen;
     if (end < past) list[held++] = static_cast<std::int32_t>(end);
     std::fill(list + held, list + budget, -1);

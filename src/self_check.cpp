@@ -16,12 +16,17 @@ namespace {
 class Owned {
  public:
   Owned(Context& context, DType dtype, std::initializer_list<std::int64_t> shape)
-      : view_(nullptr, dtype, shape), memory_(context, view_.numel() * size_of(dtype), "results of the self-check") {
+      : view_(nullptr, dtype, shape), memory_(context, counted_bytes(view_), "results of the self-check") {
     view_.data = memory_.data();
   }
   const TensorView& view() const { return view_; }
 
  private:
+  static std::int64_t counted_bytes(const TensorView& view) {
+    check_countable("the shape of a result of the self-check", view);
+    return view.numel() * size_of(view.dtype);
+  }
+
   TensorView view_;
   Scratch<std::byte> memory_;
 };
@@ -107,6 +112,7 @@ SelfCheckReport self_check(Context& context, const Backend& backend, const Atten
   every_block.force_previous = false;                                 // where all are chosen, force changes nothing
   every_block.sink_blocks = 0;
   Selection chosen = plan_selection(every_block, q.shape[0], q.shape[1], k.shape[1], batch.max_seqlen_k);
+  check_countable("the list of all blocks (Tq x H x budget)", chosen.blocks);
   Scratch<std::int32_t> list(context, chosen.blocks.numel(), "the list of all blocks");
   chosen.blocks.data = list.data();
 

@@ -14,7 +14,9 @@ namespace moba {
 class RangeTask {
  public:
   template <class F>
-  requires(!std::is_same_v<std::remove_cvref_t<F>, RangeTask>) RangeTask(F&& f)  // NOLINT(google-explicit-constructor)
+  requires(!std::is_same_v<std::remove_cvref_t<F>, RangeTask>)
+      // NOLINTNEXTLINE(google-explicit-constructor,bugprone-forwarding-reference-overload): the line above keeps copies
+      RangeTask(F&& f)
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
         call_([](void* object, std::int64_t begin, std::int64_t end) {
           (*static_cast<std::remove_reference_t<F>*>(object))(begin, end);

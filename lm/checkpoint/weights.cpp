@@ -5,9 +5,9 @@
 #include <set>
 #include <system_error>
 
+#include "lm/checkpoint/weight_map.h"
 #include "lm/util/fail.h"
 #include "lm/util/files.h"
-#include "lm/util/json_object.h"
 
 namespace moba::lm {
 namespace {
@@ -78,23 +78,15 @@ void WeightFiles::open_part(const fs::path& file) {
 }
 
 void WeightFiles::open_index(const fs::path& file) {
-  const json content = parse_json(read_file(file), file.string());
-  const JsonObject map = JsonObject(content, file.string()).object("weight_map");
   std::map<std::string, const SafetensorsFile*> opened;
-  for (const auto& item : content.at("weight_map").items()) {
-    const std::string part = map.string_or(item.key(), "");
-    // A part lies beside its index; anything else would let a checkpoint read files of the machine.
-    if (part.empty() || fs::path(part).filename() != fs::path(part)) {
-      fail(file, fmt::format("weight_map: {} names the file '{}'; a part must be a file name in the same folder",
-                             item.key(), part));
-    }
+  for (const auto& [name, part] : parse_weight_map(read_file(file), file.string())) {
     if (opened.count(part) == 0) {
       open_part(file.parent_path() / part);
       opened[part] = parts_.back().get();
     }
-    const auto owner = owner_.find(item.key());
+    const auto owner = owner_.find(name);
     if (owner == owner_.end() || owner->second != opened[part]) {
-      fail(file, fmt::format("weight_map: {} should be in {}, which has no such tensor", item.key(), part));
+      fail(file, fmt::format("weight_map: {} should be in {}, which has no such tensor", name, part));
     }
   }
 }

@@ -54,21 +54,34 @@ std::vector<Tensor> ModelImpl::Layer::parameters() const {
   return all;
 }
 
-AttentionInputs ModelImpl::Layer::attention_inputs(const Tensor& x, const RopeTable& rope) const {
-  Tensor qkv = project(rms_norm(x, input_norm, epsilon), {q_proj, k_proj, v_proj});  // [T, (H + 2 HK) * D]
+AttentionInputs ModelImpl::Layer::project_heads(const Tensor& normed, const RopeTable& rope, bool queries,
+                                                bool keys) const {
+  std::vector<Tensor> weights;
+  if (queries) weights.push_back(q_proj);
+  if (keys) weights.insert(weights.end(), {k_proj, v_proj});
+  const std::int64_t q_heads = queries ? heads : 0, k_heads = keys ? kv_heads : 0, all = q_heads + 2 * k_heads;
+  Tensor qkv = project(normed, weights);  // [R, (q_heads + 2 k_heads) * D]
   if (q_norm.defined()) {
     const std::vector<Tensor> parts =
-        qkv.view({qkv.size(0), heads + 2 * kv_heads, -1}).split_with_sizes({heads, kv_heads, kv_heads}, 1);
+        qkv.view({qkv.size(0), all, qkv.size(1) / all}).split_with_sizes({q_heads, k_heads, k_heads}, 1);
     qkv =
         torch::cat({rms_norm(parts[0], q_norm, epsilon), rms_norm(parts[1], k_norm, epsilon), parts[2]}, 1).flatten(1);
   }
-  auto [q, k, v] = split_and_rotate(qkv, rope, heads, kv_heads);
+  auto [q, k, v] = split_and_rotate(qkv, rope, q_heads, k_heads);
   return {q, k, v};
 }
 
-Tensor ModelImpl::Layer::forward(const Tensor& x, const RopeTable& rope, const Attend& attend) const {
-  const Tensor attended = attend(attention_inputs(x, rope)).flatten(1);  // [T, H * D]
-  const Tensor middle = x + project(attended, {o_proj});
+AttentionInputs ModelImpl::Layer::attention_inputs(const Tensor& x, const RopeTable& rope, std::int64_t rows) const {
+  const Tensor normed = rms_norm(x, input_norm, epsilon);  // [T, hidden]
+  const std::int64_t total = x.size(0);
+  if (rows == total) return project_heads(normed, rope, true, true);
+  AttentionInputs inputs = project_heads(normed, rope, false, true);
+  inputs.q = project_heads(normed.narrow(0, total - rows, rows), rope.last(rows), true, false).q;
+  return inputs;
+}
+
+Tensor ModelImpl::Layer::add_attended(const Tensor& x, const Tensor& attended) const {
+  const Tensor middle = x + project(attended.flatten(1), {o_proj});
   const Tensor normed = rms_norm(middle, post_attention_norm, epsilon);
   return middle + project(swiglu(project(normed, {gate_proj}), project(normed, {up_proj})), {down_proj});
 }

@@ -17,7 +17,8 @@ namespace moba::lm {
 /// Hugging Face's names. Memory is not filled.
 torch::Tensor register_by_path(torch::nn::Module& root, const std::string& path, std::vector<std::int64_t> shape);
 
-/// Queries, keys and values of one layer: q [T, H, D], k and v [T, HK, D], after QK-norm and RoPE.
+/// Queries, keys and values of one layer, after QK-norm and RoPE: k and v [T, HK, D] of all rows, q [R, H, D] of the
+/// last R of them.
 struct AttentionInputs {
   torch::Tensor q, k, v;
 };
@@ -26,12 +27,10 @@ struct ModelImpl::Layer {
   /// Registers its parameters under "model.layers.<index>." of `root`.
   Layer(torch::nn::Module& root, const ModelConfig& config, std::int64_t index);
 
-  /// The attention of this layer given its inputs: out [T, H, D].
-  using Attend = std::function<torch::Tensor(const AttentionInputs&)>;
-
-  /// x [T, hidden] -> [T, hidden], in x's dtype.
-  torch::Tensor forward(const torch::Tensor& x, const RopeTable& rope, const Attend& attend) const;
-  AttentionInputs attention_inputs(const torch::Tensor& x, const RopeTable& rope) const;
+  /// x [T, hidden] and the rows' angles -> keys and values of all rows, queries of the last `rows` of them.
+  AttentionInputs attention_inputs(const torch::Tensor& x, const RopeTable& rope, std::int64_t rows) const;
+  /// The layer's output [R, hidden], in x's dtype, of rows x [R, hidden] and their attention [R, H, D].
+  torch::Tensor add_attended(const torch::Tensor& x, const torch::Tensor& attended) const;
   std::vector<torch::Tensor> parameters() const;
 
   std::int64_t heads, kv_heads;
@@ -44,6 +43,11 @@ struct ModelImpl::Layer {
   torch::Tensor post_attention_norm;  // [hidden]
   torch::Tensor gate_proj, up_proj;   // [intermediate, hidden]
   torch::Tensor down_proj;            // [hidden, intermediate]
+
+ private:
+  /// Normed rows [R, hidden] -> their query heads, and their key/value heads, or one of both; what is left out has no
+  /// heads, [R, 0, D].
+  AttentionInputs project_heads(const torch::Tensor& normed, const RopeTable& rope, bool queries, bool keys) const;
 };
 
 }  // namespace moba::lm

@@ -127,14 +127,15 @@ Tensor ModelImpl::head(const Tensor& x) const {
 }
 
 Tensor ModelImpl::run_layer(std::size_t index, const Tensor& x, const RopeTable& rope, const TokenBatch& batch,
-                            const AttentionPlan& plan, bool recompute) const {
+                            const AttentionPlan& plan, bool recompute, const std::optional<Tensor>& out_rows) const {
   const Layer& layer = *layers_[index];
   const auto sequences = torch_ops::SequenceBatch::self(batch.cu_seqlens, batch.max_seqlen);
   const AttentionOptions options = plan.layer(static_cast<std::int64_t>(index));
-  const auto body = [&layer, rope, sequences, options](const Tensor& in) {
-    return layer.forward(in, rope, [&](const AttentionInputs& inputs) {
-      return std::get<0>(torch_ops::attention(inputs.q, inputs.k, inputs.v, sequences, options));
-    });
+  const auto body = [&layer, rope, sequences, options, out_rows](const Tensor& in) {
+    const AttentionInputs inputs = layer.attention_inputs(in, rope, in.size(0));
+    const Tensor attended = std::get<0>(torch_ops::attention(inputs.q, inputs.k, inputs.v, sequences, options));
+    if (!out_rows) return layer.add_attended(in, attended);
+    return layer.add_attended(in.index_select(0, *out_rows), attended.index_select(0, *out_rows));
   };
   return recompute ? recompute_in_backward(body, x, layer.parameters()) : body(x);
 }
@@ -144,8 +145,10 @@ Tensor ModelImpl::forward(const TokenBatch& batch, const AttentionPlan& plan, co
   const RopeTable rope = rope_at(packed_positions(batch.cu_seqlens, batch.tokens.size(0)));
   const bool recompute = options.checkpoint_activations && torch::GradMode::is_enabled();
   Tensor x = embed(batch.tokens);
-  for (std::size_t i = 0; i < layers_.size(); ++i) x = run_layer(i, x, rope, batch, plan, recompute);
-  if (options.logit_rows) x = x.index_select(0, *options.logit_rows);
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const bool is_last = i + 1 == layers_.size();
+    x = run_layer(i, x, rope, batch, plan, recompute, is_last ? options.logit_rows : std::nullopt);
+  }
   return head(x);
 }
 
@@ -158,7 +161,7 @@ AttentionInputs ModelImpl::attention_inputs(const TokenBatch& batch, const Atten
   const RopeTable rope = rope_at(packed_positions(batch.cu_seqlens, batch.tokens.size(0)));
   Tensor x = embed(batch.tokens);
   for (std::size_t i = 0; i < static_cast<std::size_t>(layer); ++i) x = run_layer(i, x, rope, batch, plan, false);
-  return layers_[static_cast<std::size_t>(layer)]->attention_inputs(x, rope);
+  return layers_[static_cast<std::size_t>(layer)]->attention_inputs(x, rope, x.size(0));
 }
 
 Tensor ModelImpl::forward_cached(const Tensor& tokens, const AttentionPlan& plan, DecodeState& state,
@@ -177,14 +180,16 @@ Tensor ModelImpl::forward_cached(const Tensor& tokens, const AttentionPlan& plan
   const RopeTable rope = rope_at(torch::arange(start, start + count, tokens.options().dtype(torch::kInt32)));
   Tensor x = embed(tokens);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const AttentionOptions options = plan.layer(static_cast<std::int64_t>(i));
+    const bool is_last = i + 1 == layers_.size();
+    const std::int64_t out_rows = is_last ? rows : count;
     torch_ops::KvCache& cache = state.layers()[i];
-    x = layers_[i]->forward(x, rope, [&](const AttentionInputs& inputs) {
-      cache.append(inputs.k, inputs.v);
-      return std::get<0>(cache.attend(inputs.q, options));
-    });
+    const AttentionInputs inputs = layers_[i]->attention_inputs(x, rope, out_rows);
+    cache.append(inputs.k, inputs.v);
+    if (out_rows == 0) return Tensor();
+    const Tensor attended = std::get<0>(cache.attend(inputs.q, plan.layer(static_cast<std::int64_t>(i))));
+    x = layers_[i]->add_attended(x.narrow(0, count - out_rows, out_rows), attended);
   }
-  return rows > 0 ? head(x.narrow(0, count - rows, rows)) : Tensor();
+  return head(x);
 }
 
 void ModelImpl::init_weights(std::uint64_t seed) {

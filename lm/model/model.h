@@ -23,7 +23,8 @@ struct TokenBatch {
 
 struct ForwardOptions {
   bool checkpoint_activations = false;      // recompute each layer in the backward pass
-  std::optional<torch::Tensor> logit_rows;  // int64 [R]: only these rows reach the head
+  std::optional<torch::Tensor> logit_rows;  // int64 [R], any order: only their logits; the last layer's attention is of
+                                            // all rows, what follows it of these
 };
 
 struct AttentionInputs;  // lm/model/layer.h
@@ -66,8 +67,9 @@ class ModelImpl : public torch::nn::Module {
   /// Training and evaluation: logits float32 [T or R, vocab] (float64 for a float64 model).
   torch::Tensor forward(const TokenBatch& batch, const AttentionPlan& plan, const ForwardOptions& options = {});
 
-  /// Decoding: appends tokens int64 [n] (on the state's device) and returns the logits float32 [rows, vocab] of the
-  /// last `rows` of them (0: none, an undefined tensor). Records no gradients.
+  /// Reading and decoding: appends tokens int64 [n] (on the state's device) and returns the logits float32
+  /// [rows, vocab] of the last `rows` of them (0: none, an undefined tensor). Of the other rows the last layer computes
+  /// keys and values only: nothing else of theirs is read again. Records no gradients.
   torch::Tensor forward_cached(const torch::Tensor& tokens, const AttentionPlan& plan, DecodeState& state,
                                std::int64_t rows);
 
@@ -90,8 +92,10 @@ class ModelImpl : public torch::nn::Module {
   void check_batch(const TokenBatch& batch, const AttentionPlan& plan) const;
   void check_tokens(const torch::Tensor& tokens, const AttentionPlan& plan) const;
   torch::Tensor embed(const torch::Tensor& tokens) const;
+  /// x [T, hidden] -> [T, hidden], or only `out_rows` of it.
   torch::Tensor run_layer(std::size_t index, const torch::Tensor& x, const RopeTable& rope, const TokenBatch& batch,
-                          const AttentionPlan& plan, bool recompute) const;
+                          const AttentionPlan& plan, bool recompute,
+                          const std::optional<torch::Tensor>& out_rows = std::nullopt) const;
   /// Rows x [R, hidden] -> logits [R, vocab].
   torch::Tensor head(const torch::Tensor& x) const;
   RopeTable rope_at(const torch::Tensor& positions);

@@ -3,6 +3,8 @@
 #include <memory>
 #include <utility>
 
+#include "lm/model/row_kernels.h"
+
 namespace moba::lm {
 namespace {
 
@@ -10,11 +12,16 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+Tensor swiglu_product(const Tensor& gate, const Tensor& up) {
+  if (has_row_kernels(gate)) return swiglu_rows(gate.contiguous(), up.contiguous());
+  return at::silu(gate).mul_(up);
+}
+
 class SwiGlu : public torch::autograd::Function<SwiGlu> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& gate, const Tensor& up) {
     context->save_for_backward({gate, up});
-    return at::silu(gate).mul_(up);
+    return swiglu_product(gate, up);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -23,6 +30,28 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
     const Tensor dup = at::silu(gate).mul_(dout);
     const Tensor dgate = at::silu_backward(dout * up, gate);
     return {dgate, dup};
+  }
+};
+
+/// The CPU's norm in one pass; its backward pass is that of ATen's, run again.
+class RmsNorm : public torch::autograd::Function<RmsNorm> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, double epsilon) {
+    context->save_for_backward({x, weight});
+    context->saved_data["epsilon"] = epsilon;
+    return rms_norm_rows(x.contiguous(), weight.contiguous(), epsilon);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor x = saved[0].detach().requires_grad_(), weight = saved[1].detach().requires_grad_();
+    Tensor out;
+    {
+      const torch::AutoGradMode with_gradients(true);
+      out = at::rms_norm(x, {x.size(-1)}, weight, context->saved_data["epsilon"].toDouble());
+    }
+    const variable_list found = torch::autograd::grad({out}, {x, weight}, {gradients[0]});
+    return {found[0], found[1], Tensor()};
   }
 };
 
@@ -66,6 +95,12 @@ class Recompute : public torch::autograd::Function<Recompute> {
 }  // namespace
 
 Tensor project(const Tensor& x, const std::vector<Tensor>& weights) {
+  constexpr std::int64_t kFewRows = 4;
+  if (x.size(0) <= kFewRows && has_row_kernels(x) && !torch::GradMode::is_enabled()) {
+    std::vector<Tensor> cast;
+    for (const Tensor& weight : weights) cast.push_back(weight.to(x.scalar_type()).contiguous());
+    return project_few_rows(x.contiguous(), cast);
+  }
   const auto product = [&x](const Tensor& weight) { return at::linear(x, weight.to(x.scalar_type())); };
   if (weights.size() == 1) return product(weights[0]);
   // One wide product is faster than several, but the stacked weights are a copy: a decode step (one row) would copy far
@@ -78,11 +113,15 @@ Tensor project(const Tensor& x, const std::vector<Tensor>& weights) {
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
   // Equal dtypes select ATen's fused kernel on CUDA, which computes in float32 inside.
-  return at::rms_norm(x, {x.size(-1)}, weight.to(x.scalar_type()), epsilon);
+  const Tensor factors = weight.to(x.scalar_type());
+  if (!has_row_kernels(x)) return at::rms_norm(x, {x.size(-1)}, factors, epsilon);
+  // A node of the graph costs a decode step more than the norm itself.
+  if (!torch::GradMode::is_enabled()) return rms_norm_rows(x.contiguous(), factors.contiguous(), epsilon);
+  return RmsNorm::apply(x, factors, epsilon);
 }
 
 Tensor swiglu(const Tensor& gate, const Tensor& up) {
-  return SwiGlu::apply(gate, up);
+  return torch::GradMode::is_enabled() ? SwiGlu::apply(gate, up) : swiglu_product(gate, up);
 }
 
 Tensor recompute_in_backward(const Body& body, const Tensor& x, const std::vector<Tensor>& parameters) {

@@ -3,6 +3,8 @@
 #include <numbers>
 #include <vector>
 
+#include "lm/model/row_kernels.h"
+
 namespace moba::lm {
 namespace {
 
@@ -10,51 +12,68 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+/// x itself where the elements of its last axis lie side by side, else a copy: a gradient may be an expanded number.
+Tensor last_axis_dense(const Tensor& x) {
+  return x.stride(-1) == 1 ? x : x.contiguous();
+}
+
 enum class Direction { kForward, kBackward };
 
 /// target[t, h] = source[t, h] turned by the angles of row t (back again for kBackward). Both [T, heads, D], any
-/// strides, target not source. Three passes over memory on CUDA, where one kernel reads bfloat16 beside float32; on the
-/// CPU ATen would make converted copies of its own, so they are made once, here.
+/// strides of rows and heads, target not source. Three passes over memory on CUDA, where one kernel reads bfloat16
+/// beside float32.
 void rotate(Tensor& target, const Tensor& source, const RopeTable& table, Direction direction) {
-  const bool widen = source.is_cpu() && at::isReducedFloatingType(source.scalar_type());
-  const Tensor in = widen ? source.to(torch::kFloat32) : source;
-  Tensor out = widen ? torch::empty_like(in) : target;
-  const std::int64_t half = in.size(-1) / 2;
   const double sign = direction == Direction::kForward ? 1.0 : -1.0;
+  if (has_row_kernels(source)) {
+    return rotate_rows(target, last_axis_dense(source), table.cos, table.sin, static_cast<float>(sign));
+  }
+  if (source.is_cpu() && at::isReducedFloatingType(source.scalar_type())) {
+    const Tensor wide = source.to(torch::kFloat32);
+    Tensor turned = torch::empty_like(wide);
+    rotate(turned, wide, table, direction);
+    target.copy_(turned);
+    return;
+  }
+  const std::int64_t half = source.size(-1) / 2;
   const auto low = [half](const Tensor& x) { return x.narrow(-1, 0, half); };
   const auto high = [half](const Tensor& x) { return x.narrow(-1, half, half); };
-  Tensor out_low = low(out), out_high = high(out);  // [T, heads, D/2]
-  at::mul_out(out_low, low(in), table.cos);
-  at::mul_out(out_high, high(in), table.cos);
-  out_low.addcmul_(high(in), table.sin, -sign);
-  out_high.addcmul_(low(in), table.sin, sign);
-  if (widen) target.copy_(out);
+  Tensor target_low = low(target), target_high = high(target);  // [T, heads, D/2]
+  at::mul_out(target_low, low(source), table.cos);
+  at::mul_out(target_high, high(source), table.cos);
+  target_low.addcmul_(high(source), table.sin, -sign);
+  target_high.addcmul_(low(source), table.sin, sign);
 }
 
 /// The three parts of a fused projection [T, (H + 2 HK) * D] as views [T, heads, D].
 struct Parts {
   Tensor q, k, v;
   Parts(const Tensor& qkv, std::int64_t heads, std::int64_t kv_heads) {
-    const Tensor by_head = qkv.view({qkv.size(0), heads + 2 * kv_heads, -1});
+    const std::int64_t all = heads + 2 * kv_heads;
+    const Tensor by_head = qkv.view({qkv.size(0), all, qkv.size(1) / all});
     q = by_head.narrow(1, 0, heads);
     k = by_head.narrow(1, heads, kv_heads);
     v = by_head.narrow(1, heads + kv_heads, kv_heads);
   }
 };
 
+/// Contiguous q, k, v of a fused projection, q and k turned.
+variable_list turned_parts(const Tensor& qkv, const RopeTable& table, std::int64_t heads, std::int64_t kv_heads) {
+  const Parts parts(qkv, heads, kv_heads);
+  Tensor q = at::empty(parts.q.sizes(), qkv.options());
+  Tensor k = at::empty(parts.k.sizes(), qkv.options());
+  rotate(q, parts.q, table, Direction::kForward);
+  rotate(k, parts.k, table, Direction::kForward);
+  return {q, k, parts.v.contiguous()};
+}
+
 class SplitAndRotate : public torch::autograd::Function<SplitAndRotate> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
                                std::int64_t heads, std::int64_t kv_heads) {
-    const Parts parts(qkv, heads, kv_heads);
-    Tensor q = at::empty(parts.q.sizes(), qkv.options());
-    Tensor k = at::empty(parts.k.sizes(), qkv.options());
-    rotate(q, parts.q, {cos, sin}, Direction::kForward);
-    rotate(k, parts.k, {cos, sin}, Direction::kForward);
     context->save_for_backward({cos, sin});
     context->saved_data["heads"] = heads;
     context->saved_data["kv_heads"] = kv_heads;
-    return {q, k, parts.v.contiguous()};
+    return turned_parts(qkv, {cos, sin}, heads, kv_heads);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -112,7 +131,9 @@ Tensor packed_positions(const Tensor& cu_seqlens, std::int64_t total) {
 
 std::tuple<Tensor, Tensor, Tensor> split_and_rotate(const Tensor& qkv, const RopeTable& table, std::int64_t heads,
                                                     std::int64_t kv_heads) {
-  const variable_list parts = SplitAndRotate::apply(qkv, table.cos, table.sin, heads, kv_heads);
+  const variable_list parts = torch::GradMode::is_enabled()
+                                  ? SplitAndRotate::apply(qkv, table.cos, table.sin, heads, kv_heads)
+                                  : turned_parts(qkv, table, heads, kv_heads);
   return {parts[0], parts[1], parts[2]};
 }
 

@@ -14,6 +14,11 @@ namespace moba::lm {
 struct RopeTable {
   torch::Tensor cos;
   torch::Tensor sin;
+
+  /// Those of the last `rows` positions.
+  RopeTable last(std::int64_t rows) const {
+    return {cos.narrow(0, cos.size(0) - rows, rows), sin.narrow(0, sin.size(0) - rows, rows)};
+  }
 };
 
 /// Turning speed of each pair of elements: float32 [D/2] on the CPU, radians a position. Plain, divided by the factor
@@ -29,7 +34,8 @@ RopeTable rope_table(const torch::Tensor& positions, const torch::Tensor& freque
 torch::Tensor packed_positions(const torch::Tensor& cu_seqlens, std::int64_t total);
 
 /// Splits the fused projection qkv [T, (H + 2 HK) * D] and turns q and k: contiguous q [T, H, D], k [T, HK, D],
-/// v [T, HK, D]. The turn is computed in float32 and rounded to the dtype of qkv. Differentiable in qkv.
+/// v [T, HK, D]; H or HK may be 0. The turn is computed in float32 and rounded to the dtype of qkv. Differentiable in
+/// qkv.
 std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> split_and_rotate(const torch::Tensor& qkv,
                                                                          const RopeTable& table, std::int64_t heads,
                                                                          std::int64_t kv_heads);

@@ -11,14 +11,13 @@
 #include "lm/train/model_folder.h"
 #include "lm/util/fail.h"
 #include "lm/util/files.h"
+#include "lm/util/json_object.h"
 
 namespace moba::lm {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
 
-constexpr int kFormat = 1;
 constexpr std::string_view kPrefix = "step-";
 constexpr std::string_view kUnfinished = ".unfinished";
 constexpr std::string_view kRemoved = ".removed";
@@ -57,32 +56,7 @@ void remove_folder(const fs::path& folder) {
   if (code) fail(doomed.string(), "cannot be removed: " + code.message());
 }
 
-const json& member(const json& object, const char* key, const std::string& where) {
-  if (!object.is_object() || !object.contains(key)) fail(where, fmt::format("key '{}' is missing", key));
-  return object.at(key);
-}
-
 }  // namespace
-
-json to_json(const TrainPosition& position) {
-  return {{"format", kFormat},          {"step", position.step},
-          {"seed", position.seed},      {"schedule", position.schedule},
-          {"config", position.config},  {"model", position.model},
-          {"figures", position.figures}};
-}
-
-TrainPosition parse_position(const json& object, const std::string& where) {
-  const json& format = member(object, "format", where);
-  if (!format.is_number_integer() || format.get<std::int64_t>() != kFormat)
-    fail(where, fmt::format("format = {}: this program reads {}", format.dump(), kFormat));
-  const json& step = member(object, "step", where);
-  if (!step.is_number_integer() || step.get<std::int64_t>() < 0)
-    fail(where, fmt::format("step = {}: must be a whole number from 0", step.dump()));
-  const json& seed = member(object, "seed", where);
-  if (!seed.is_number_unsigned()) fail(where, fmt::format("seed = {}: must be a whole number from 0", seed.dump()));
-  return {step.get<std::int64_t>(),        seed.get<std::uint64_t>(),      member(object, "schedule", where),
-          member(object, "config", where), member(object, "model", where), member(object, "figures", where)};
-}
 
 std::vector<fs::path> list_checkpoints(const fs::path& folder) {
   std::vector<std::pair<std::int64_t, fs::path>> found;
@@ -147,9 +121,7 @@ NamedTensors copy_weights(const Model& model) {
 
 TrainPosition read_position(const fs::path& checkpoint) {
   const fs::path file = checkpoint / "state.json";
-  const json parsed = json::parse(read_file(file), nullptr, false);
-  if (parsed.is_discarded()) fail(file.string(), "not JSON");
-  return parse_position(parsed, file.string());
+  return parse_position(parse_json(read_file(file), file.string()), file.string());
 }
 
 void load_checkpoint(const fs::path& checkpoint, Model& model, AdamW& optimizer) {

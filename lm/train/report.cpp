@@ -8,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "lm/train/metrics_file.h"
 #include "lm/util/files.h"
 #include "moba/error.h"
 
@@ -17,23 +18,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using Values = std::vector<std::pair<std::string, double>>;
-
-// Records up to `step`, as lines. A last line cut short by a kill is dropped.
-std::string records_up_to(const fs::path& file, std::int64_t step) {
-  if (!fs::exists(file)) return {};
-  const std::string text = read_file(file);
-  std::string kept;
-  for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = text.find('\n', begin);
-    if (end == std::string::npos) break;
-    const json record = json::parse(text.substr(begin, end - begin), nullptr, false);
-    if (record.is_object() && record.contains("step") && record["step"].is_number_integer() &&
-        record["step"].get<std::int64_t>() <= step)
-      kept += text.substr(begin, end - begin + 1);
-    begin = end + 1;
-  }
-  return kept;
-}
 
 // NaN marks what was not counted; JSON has no word for it and TensorBoard should not plot it.
 Values counted(Values values) {
@@ -97,7 +81,7 @@ std::string step_line(const StepReport& report) {
 Reporter::Reporter(const fs::path& metrics, const fs::path& events, std::int64_t first_step,
                    std::function<void(const std::string&)> log)
     : metrics_file_(metrics), events_(events, first_step), log_(std::move(log)) {
-  write_file_atomically(metrics, records_up_to(metrics, first_step));
+  write_file_atomically(metrics, fs::exists(metrics) ? records_up_to(read_file(metrics), first_step) : "");
   metrics_.open(metrics, std::ios::binary | std::ios::app);
   append("");
 }

@@ -3,10 +3,13 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <charconv>
+#include <deque>
+#include <functional>
+#include <numeric>
 #include <string>
 #include <utility>
 
+#include "lm/train/resume_index.h"
 #include "lm/util/fail.h"
 #include "lm/util/files.h"
 
@@ -57,28 +60,37 @@ std::vector<NamedTensors> cut(const NamedTensors& tensors, std::int64_t part_byt
   return parts;
 }
 
-json read_index(const fs::path& folder) {
+ResumeIndex read_index(const fs::path& folder) {
   const fs::path file = folder / kIndex;
-  json index = json::parse(read_file(file), nullptr, false);
-  if (!index.is_object() || !index.contains("position") || !index.contains("parts") ||
-      !index["parts"].is_number_unsigned() || !index.contains("tensors") || !index["tensors"].is_object())
-    fail(file.string(), "not the index of resume files");
-  return index;
+  return parse_resume_index(read_file(file), file.string());
 }
 
-// Empty tensors of the shapes and types that the index lists.
-NamedTensors allocate(const json& list, const std::string& where) {
-  NamedTensors tensors;
-  for (const auto& [name, entry] : list.items()) {
-    std::vector<std::int64_t> shape;
-    try {
-      shape = entry.at("shape").get<std::vector<std::int64_t>>();
-    } catch (const json::exception&) {
-      fail(where, fmt::format("tensors.{}: has no shape", name));
+std::int64_t elements_of(const std::vector<std::int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+}
+
+// The pieces in the files make up every tensor of the index, once; known from their headers, before memory is taken.
+void check_whole(const ResumeIndex& index, const std::deque<SafetensorsFile>& files, const fs::path& folder) {
+  std::map<std::string, std::map<std::int64_t, std::int64_t>> pieces;  // tensor -> offset -> elements
+  for (const SafetensorsFile& file : files) {
+    for (const auto& [piece, entry] : file.entries()) {
+      const auto [name, offset] = parse_piece_name(piece, folder.string());
+      if (index.shapes.count(name) == 0) fail(folder, fmt::format("tensor '{}' is not in {}", piece, kIndex));
+      const std::int64_t count = elements_of(entry.shape);
+      if (count > 0 && !pieces[name].emplace(offset, count).second)
+        fail(folder, fmt::format("tensor '{}' stands in two files", piece));
     }
-    tensors[name] = torch::zeros(shape, torch::kFloat32);
   }
-  return tensors;
+  for (const auto& [name, shape] : index.shapes) {
+    std::int64_t filled = 0;
+    for (const auto& [offset, count] : pieces[name]) {
+      if (offset != filled) fail(folder, fmt::format("tensor '{}' is not whole at its element {}", name, filled));
+      filled += count;
+    }
+    if (filled != elements_of(shape))
+      fail(folder, fmt::format("tensor '{}' has {} elements in {} and {} in the files", name, elements_of(shape),
+                               kIndex, filled));
+  }
 }
 
 }  // namespace
@@ -88,8 +100,7 @@ bool has_resume_parts(const fs::path& folder) {
 }
 
 TrainPosition read_resume_position(const fs::path& folder) {
-  const json index = read_index(folder);
-  return parse_position(index["position"], (folder / kIndex).string());
+  return read_index(folder).position;
 }
 
 void check_resume_folder(const fs::path& folder) {
@@ -117,29 +128,21 @@ void write_resume_parts(const fs::path& folder, const Model& model, const AdamW&
 }
 
 void load_resume_parts(const fs::path& folder, Model& model, AdamW& optimizer) {
-  const fs::path index_file = folder / kIndex;
-  const json index = read_index(folder);
-  NamedTensors tensors = allocate(index["tensors"], index_file.string());
-  std::map<std::string, std::int64_t> filled;
-  for (std::size_t i = 0; i < index["parts"].get<std::size_t>(); ++i) {
-    const fs::path file = part_file(folder, i);
-    for (const auto& [piece, values] : read_safetensors(file)) {
-      const std::size_t at = piece.rfind('@');
-      const std::string name = piece.substr(0, at);
-      std::int64_t offset = -1;
-      if (at != std::string::npos) std::from_chars(piece.data() + at + 1, piece.data() + piece.size(), offset);
-      const auto found = tensors.find(name);
-      if (found == tensors.end()) fail(file.string(), fmt::format("tensor '{}' is not in {}", piece, kIndex));
-      torch::Tensor flat = found->second.view({-1});
-      if (offset < 0 || offset + values.numel() > flat.numel())
-        fail(file.string(), fmt::format("tensor '{}' reaches beyond its shape", piece));
-      flat.narrow(0, offset, values.numel()).copy_(values);
-      filled[name] += values.numel();
+  const ResumeIndex index = read_index(folder);
+  std::deque<SafetensorsFile> files;
+  for (std::int64_t i = 0; i < index.parts; ++i) files.emplace_back(part_file(folder, static_cast<std::size_t>(i)));
+  check_whole(index, files, folder);
+  NamedTensors tensors;
+  for (const auto& [name, shape] : index.shapes) tensors[name] = torch::zeros(shape, torch::kFloat32);
+  for (const SafetensorsFile& file : files) {
+    for (const auto& item : file.entries()) {
+      const auto [name, offset] = parse_piece_name(item.first, folder.string());
+      const torch::Tensor values = file.read(item.first).flatten();
+      tensors.at(name).view({-1}).narrow(0, offset, values.numel()).copy_(values);
     }
   }
   NamedTensors weights, moments;
   for (auto& [name, tensor] : tensors) {
-    if (filled[name] != tensor.numel()) fail(index_file.string(), fmt::format("tensor '{}' is not whole", name));
     const bool weight = name.rfind("weight.", 0) == 0;
     (weight ? weights : moments)[name.substr(name.find('.') + 1)] = tensor;
   }

@@ -27,11 +27,18 @@ std::string shown(const json& value) {
 }  // namespace
 
 json parse_json(std::string_view text, const std::string& source) {
+  constexpr int kDeepest = 64;              // writing and comparing a value takes stack for each level
   std::vector<std::set<std::string>> keys;  // of the objects that are open; an array opens an empty set
-  const auto watch = [&](int, json::parse_event_t event, json& parsed) {
+  const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
     switch (event) {
       case json::parse_event_t::object_start:
-      case json::parse_event_t::array_start: keys.emplace_back(); break;
+      case json::parse_event_t::array_start:
+        if (depth >= kDeepest) {
+          throw Error(ErrorCode::kInvalidArgument,
+                      fmt::format("{}: objects and lists stand within each other more than {} deep", source, kDeepest));
+        }
+        keys.emplace_back();
+        break;
       case json::parse_event_t::object_end:
       case json::parse_event_t::array_end: keys.pop_back(); break;
       case json::parse_event_t::key:

@@ -11,7 +11,8 @@
 
 namespace moba::lm {
 
-/// Parses text; Error names `source`, the place and the problem. A key that stands twice in one object is an error.
+/// Parses text; Error names `source`, the place and the problem. A key that stands twice in one object is an error, and
+/// so is nesting of more than 64 levels.
 nlohmann::json parse_json(std::string_view text, const std::string& source);
 
 /// A view of one JSON object. `where` begins every message ("DIR/config.json" or "DIR/config.json: moba").

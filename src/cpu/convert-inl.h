@@ -105,13 +105,13 @@ HWY_INLINE void store_first(FloatTag d, Floats value, std::size_t count, T* dst)
 // Calls body with the typed pointer of the data: the three input types of this backend, checked by the caller.
 template <class Pointer, class Body>
 HWY_INLINE void with_elements(DType dtype, Pointer data, Body&& body) {
-  constexpr bool read_only = std::is_same_v<Pointer, const void*>;
+  constexpr bool kReadOnly = std::is_same_v<Pointer, const void*>;
   if (dtype == DType::kBFloat16) {
-    body(static_cast<std::conditional_t<read_only, const BFloat16*, BFloat16*>>(data));
+    body(static_cast<std::conditional_t<kReadOnly, const BFloat16*, BFloat16*>>(data));
   } else if (dtype == DType::kFloat16) {
-    body(static_cast<std::conditional_t<read_only, const Float16*, Float16*>>(data));
+    body(static_cast<std::conditional_t<kReadOnly, const Float16*, Float16*>>(data));
   } else {
-    body(static_cast<std::conditional_t<read_only, const float*, float*>>(data));
+    body(static_cast<std::conditional_t<kReadOnly, const float*, float*>>(data));
   }
 }
 
@@ -221,7 +221,24 @@ void add_rows(const Rows& src, float* sum) {
   const FloatTag d;
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
   with_elements(src.dtype, src.data, [&](const auto* data) {
-    for (std::int64_t c = 0; c < src.columns; c += lanes) {
+    // Four sums at a time, since one waits for the addition before it.
+    std::int64_t c = 0;
+    for (; c + 4 * lanes <= src.columns; c += 4 * lanes) {
+      Floats total0 = hn::LoadU(d, sum + c), total1 = hn::LoadU(d, sum + c + lanes);
+      Floats total2 = hn::LoadU(d, sum + c + 2 * lanes), total3 = hn::LoadU(d, sum + c + 3 * lanes);
+      for (std::int64_t r = 0; r < src.rows; ++r) {
+        const auto* row = data + r * src.stride + c;
+        total0 = hn::Add(total0, load(d, row));
+        total1 = hn::Add(total1, load(d, row + lanes));
+        total2 = hn::Add(total2, load(d, row + 2 * lanes));
+        total3 = hn::Add(total3, load(d, row + 3 * lanes));
+      }
+      hn::StoreU(total0, d, sum + c);
+      hn::StoreU(total1, d, sum + c + lanes);
+      hn::StoreU(total2, d, sum + c + 2 * lanes);
+      hn::StoreU(total3, d, sum + c + 3 * lanes);
+    }
+    for (; c < src.columns; c += lanes) {
       const bool whole = c + lanes <= src.columns;
       const std::size_t count = static_cast<std::size_t>(whole ? lanes : src.columns - c);
       Floats total = whole ? hn::LoadU(d, sum + c) : load_first(d, sum + c, count);

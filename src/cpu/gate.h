@@ -12,32 +12,39 @@
 
 namespace moba::cpu {
 
-inline constexpr std::int64_t kBlockTile = 256;  // representatives of one product
-inline constexpr std::int64_t kGateRows =
-    512;  // rows of a task: packing a tile of representatives is 1% of its products
+// Rows of a task: packing a tile of representatives is 1% of its products.
+inline constexpr std::int64_t kGateRows = 512;
 
-/// Scores of up to `rows` rows of one list of one sequence; what one thread needs.
+/// Scores of rows of one list of one sequence; what one thread needs.
 class Gate {
  public:
-  /// `heads_of_list` query heads share a list, each with its own representatives' head, as the rule says.
+  /// Representatives of one product, where no row has more than `most_past` past blocks.
+  static std::int64_t blocks_of_tile(std::int64_t most_past) {
+    return std::min<std::int64_t>(256, panels(std::max<std::int64_t>(1, most_past)) * kPanel);
+  }
+
+  /// For up to `rows` rows at a time, none of which has more than `most_past` past blocks. `heads_of_list` query heads
+  /// share a list, each with its own representatives' head, as the rule says.
   Gate(Context& context, const ConstTensorView& q, const BlockRows& representatives, std::int64_t rows,
-       std::int64_t heads_of_list, const ChoiceRule& rule)
+       std::int64_t most_past, std::int64_t heads_of_list, const ChoiceRule& rule)
       : q_(q),
         representatives_(representatives),
         dim_(q.shape[2]),
         row_(padded(dim_)),
         heads_of_list_(heads_of_list),
+        tile_(blocks_of_tile(most_past)),
         kernels_(kernels()),
         queries_(context, rows * heads_of_list * row_, "query rows"),
-        packed_(context, kBlockTile * row_, "a tile of representatives"),
+        packed_(context, tile_ * row_, "a tile of representatives"),
         staging_(context, 4 * row_, "representatives to transpose"),
-        scores_(context, kRowTile * kBlockTile, "a tile of scores"),
+        scores_(context, kRowTile * tile_, "a tile of scores"),
         fold_(context, rule, heads_of_list, rows),
-        products_(context, fold_.is_plain_sum() ? 0 : kRowTile * kBlockTile, "a tile of one head's products") {}
+        products_(context, fold_.is_plain_sum() ? 0 : kRowTile * tile_, "a tile of one head's products") {}
 
-  static std::int64_t bytes(std::int64_t dim, std::int64_t rows, std::int64_t heads_of_list, const ChoiceRule& rule) {
-    const std::int64_t tiles = HeadFold::is_plain_sum(rule, heads_of_list) ? 1 : 2;
-    return 4 * ((rows * heads_of_list + kBlockTile + 4) * padded(dim) + tiles * kRowTile * kBlockTile) +
+  static std::int64_t bytes(std::int64_t dim, std::int64_t rows, std::int64_t most_past, std::int64_t heads_of_list,
+                            const ChoiceRule& rule) {
+    const std::int64_t tile = blocks_of_tile(most_past), tiles = HeadFold::is_plain_sum(rule, heads_of_list) ? 1 : 2;
+    return 4 * ((rows * heads_of_list + tile + 4) * padded(dim) + tiles * kRowTile * tile) +
            HeadFold::bytes(rule, heads_of_list, rows);
   }
 
@@ -54,8 +61,8 @@ class Gate {
     // Calls each(tile) for every tile of rows and past blocks.
     const auto for_each_tile = [&](auto&& each) {
       const std::int64_t most = past(row_begin + rows - 1);
-      for (std::int64_t block = 0; block < most; block += kBlockTile) {
-        const std::int64_t count = std::min(kBlockTile, most - block);
+      for (std::int64_t block = 0; block < most; block += tile_) {
+        const std::int64_t count = std::min(tile_, most - block);
         for (std::int64_t first = 0; first < rows; first += kRowTile) {
           const std::int64_t here = std::min(kRowTile, rows - first);
           const std::int64_t seen = std::min(count, past(row_begin + first + here - 1) - block);
@@ -77,7 +84,7 @@ class Gate {
         for (std::int64_t h = 0; h < heads_of_list_; ++h) {
           multiply(tile, list, h, products_.data(), false);
           for_each_row(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
-            fold_.measure(h, row, products_.data() + i * kBlockTile, 1, visible);
+            fold_.measure(h, row, products_.data() + i * tile_, 1, visible);
           });
         }
       });
@@ -90,11 +97,11 @@ class Gate {
         }
         multiply(tile, list, h, products_.data(), false);
         for_each_row(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
-          fold_.fold(h, row, products_.data() + i * kBlockTile, scores_.data() + i * kBlockTile, 1, visible);
+          fold_.fold(h, row, products_.data() + i * tile_, scores_.data() + i * tile_, 1, visible);
         });
       }
       for_each_row(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
-        use(row_begin + row, tile.block, visible, scores_.data() + i * kBlockTile);
+        use(row_begin + row, tile.block, visible, scores_.data() + i * tile_);
       });
     });
   }
@@ -118,7 +125,7 @@ class Gate {
                        .b = packed_.data(),
                        .b_panel_stride = dim_ * kPanel,
                        .c = to,
-                       .c_row = kBlockTile,
+                       .c_row = tile_,
                        .accumulate = accumulate});
   }
 
@@ -138,7 +145,7 @@ class Gate {
 
   const ConstTensorView& q_;
   const BlockRows& representatives_;
-  std::int64_t dim_, row_, heads_of_list_;
+  std::int64_t dim_, row_, heads_of_list_, tile_;
   const Kernels& kernels_;
   Scratch<float> queries_, packed_, staging_, scores_;
   HeadFold fold_;

@@ -15,8 +15,8 @@ namespace moba::cpu {
 struct GateTile {
   std::int64_t row_begin, lanes;
   std::int64_t block, count;
-  const float* scores;       // [count][64]
-  const std::int32_t* past;  // [64]: each row's number of past blocks
+  float* scores;             // [count][64]; what a row does not see is undefined
+  const std::int32_t* past;  // [64]: each row's number of past blocks, ascending; 0 for lanes that are not real
 };
 
 class PairGate {
@@ -28,23 +28,33 @@ class PairGate {
     return q.dtype == DType::kBFloat16 && representatives.dtype == DType::kBFloat16 && pair_kernels() != nullptr;
   }
 
+  /// Blocks of a tile: all of them where no row has more than kMostBlocksOfTile in its past. Their scores stay in the
+  /// second-level cache.
+  static constexpr std::int64_t kMostBlocksOfTile = 512;
+  static std::int64_t blocks_of_tile(std::int64_t most_past) {
+    return std::min(kMostBlocksOfTile, panels(std::max<std::int64_t>(1, most_past)) * kPanel);
+  }
+
+  /// For up to `rows` rows at a time, none of which has more than `most_past` past blocks.
   PairGate(Context& context, const ConstTensorView& q, const BlockRows& representatives, std::int64_t rows,
-           std::int64_t heads_of_list, const ChoiceRule& rule)
+           std::int64_t most_past, std::int64_t heads_of_list, const ChoiceRule& rule)
       : q_(q),
         representatives_(representatives),
         dim_(q.shape[2]),
         row_(padded(dim_) / 2),
         heads_of_list_(heads_of_list),
+        tile_(blocks_of_tile(most_past)),
         kernels_(*pair_kernels()),
-        blocks_(context, heads_of_list * kBlocksOfATile * row_, "a tile of representatives"),
+        blocks_(context, heads_of_list * tile_ * row_, "a tile of representatives"),
         lanes_(context, heads_of_list * row_ * kPairRows, "query rows"),
-        scores_(context, kPairKeys * kPairRows, "a tile of scores"),
+        scores_(context, tile_ * kPairRows, "a tile of scores"),
         fold_(context, rule, heads_of_list, rows),
-        products_(context, fold_.is_plain_sum() ? 0 : kPairKeys * kPairRows, "a tile of one head's products") {}
+        products_(context, fold_.is_plain_sum() ? 0 : tile_ * kPairRows, "a tile of one head's products") {}
 
-  static std::int64_t bytes(std::int64_t dim, std::int64_t rows, std::int64_t heads_of_list, const ChoiceRule& rule) {
-    const std::int64_t tiles = HeadFold::is_plain_sum(rule, heads_of_list) ? 1 : 2;
-    return 4 * (heads_of_list * padded(dim) / 2 * (kBlocksOfATile + kPairRows) + tiles * kPairKeys * kPairRows) +
+  static std::int64_t bytes(std::int64_t dim, std::int64_t rows, std::int64_t most_past, std::int64_t heads_of_list,
+                            const ChoiceRule& rule) {
+    const std::int64_t tile = blocks_of_tile(most_past), tiles = HeadFold::is_plain_sum(rule, heads_of_list) ? 1 : 2;
+    return 4 * (heads_of_list * padded(dim) / 2 * (tile + kPairRows) + tiles * tile * kPairRows) +
            HeadFold::bytes(rule, heads_of_list, rows);
   }
 
@@ -54,22 +64,18 @@ class PairGate {
   void run_tiles(const Sequence& sequence, std::int64_t block_size, std::int64_t list, std::int64_t row_begin,
                  std::int64_t rows, Use&& use) {
     const auto past = [&](std::int64_t row) { return std::max<std::int64_t>(0, sequence.position(row)) / block_size; };
-    // Calls each(tile, its first block among those loaded).
     const auto for_each_tile = [&](auto&& each) {
       const std::int64_t most = past(row_begin + rows - 1);
-      for (std::int64_t loaded = 0; loaded < most; loaded += kBlocksOfATile) {
-        load_blocks(sequence, loaded, std::min(kBlocksOfATile, most - loaded), list);
+      for (std::int64_t block = 0; block < most; block += tile_) {
+        load_blocks(sequence, block, std::min(tile_, most - block), list);
         for (std::int64_t first = row_begin; first < row_begin + rows; first += kPairRows) {
           const std::int64_t lanes = std::min(kPairRows, row_begin + rows - first);
-          const std::int64_t end = std::min(loaded + kBlocksOfATile, past(first + lanes - 1));
-          if (end <= loaded) continue;
+          const std::int64_t end = std::min(block + tile_, past(first + lanes - 1));
+          if (end <= block) continue;
           std::int32_t past_of_lane[kPairRows] = {};
-          for (std::int64_t i = 0; i < lanes; ++i) past_of_lane[i] = static_cast<std::int32_t>(past(first + i));
+          count_past(sequence, block_size, first, lanes, past_of_lane);
           load_rows(first, lanes, list);
-          for (std::int64_t block = loaded; block < end; block += kPairKeys) {
-            const std::int64_t count = std::min(kPairKeys, end - block);
-            each(GateTile{first, lanes, block, count, scores_.data(), past_of_lane}, block - loaded);
-          }
+          each(GateTile{first, lanes, block, end - block, scores_.data(), past_of_lane});
         }
       }
     };
@@ -83,22 +89,22 @@ class PairGate {
 
     if (fold_.needs_totals()) {
       fold_.begin();
-      for_each_tile([&](const GateTile& tile, std::int64_t block) {
+      for_each_tile([&](const GateTile& tile) {
         for (std::int64_t h = 0; h < heads_of_list_; ++h) {
-          multiply(h, block, tile, products_.data(), false);
+          multiply(h, tile, products_.data(), false);
           for_each_lane(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
             fold_.measure(h, row, products_.data() + i, kPairRows, visible);
           });
         }
       });
     }
-    for_each_tile([&](const GateTile& tile, std::int64_t block) {
+    for_each_tile([&](const GateTile& tile) {
       for (std::int64_t h = 0; h < heads_of_list_; ++h) {
         if (fold_.is_plain_sum()) {
-          multiply(h, block, tile, scores_.data(), h > 0);
+          multiply(h, tile, scores_.data(), h > 0);
           continue;
         }
-        multiply(h, block, tile, products_.data(), false);
+        multiply(h, tile, products_.data(), false);
         for_each_lane(tile, [&](std::int64_t row, std::int64_t i, std::int64_t visible) {
           fold_.fold(h, row, products_.data() + i, scores_.data() + i, kPairRows, visible);
         });
@@ -116,7 +122,7 @@ class PairGate {
       return;
     }
     run_tiles(sequence, block_size, list, row_begin, rows, [&](const GateTile& tile) {
-      float of_row[kPairKeys];
+      float of_row[kMostBlocksOfTile];
       for (std::int64_t i = 0; i < tile.lanes; ++i) {
         const std::int64_t visible = std::min(tile.count, tile.past[i] - tile.block);
         for (std::int64_t b = 0; b < visible; ++b) of_row[b] = tile.scores[b * kPairRows + i];
@@ -126,8 +132,6 @@ class PairGate {
   }
 
  private:
-  static constexpr std::int64_t kBlocksOfATile = 256;
-
   template <class Use>
   void run_row(const Sequence& sequence, std::int64_t block_size, std::int64_t list, std::int64_t row, Use&& use) {
     const std::int64_t past = std::max<std::int64_t>(0, sequence.position(row)) / block_size;
@@ -175,7 +179,21 @@ class PairGate {
     for (std::int64_t h = 0; h < heads_of_list_; ++h) {
       const std::int64_t kv_head = (list * heads_of_list_ + h) * representatives_.heads() / q_.shape[1];
       kernels_.copy_rows(pair_source(representatives_(sequence, first, count, kv_head)),
-                         blocks_.data() + h * kBlocksOfATile * row_, row_);
+                         blocks_.data() + h * tile_ * row_, row_);
+    }
+  }
+
+  /// past[i] of the rows first + i, without a division a row.
+  static void count_past(const Sequence& sequence, std::int64_t block_size, std::int64_t first, std::int64_t lanes,
+                         std::int32_t* past) {
+    const std::int64_t position = std::max<std::int64_t>(0, sequence.position(first));
+    std::int64_t blocks = position / block_size, left = block_size - position % block_size;
+    for (std::int64_t i = 0; i < lanes; ++i, --left) {
+      if (left == 0) {
+        ++blocks;
+        left = block_size;
+      }
+      past[i] = static_cast<std::int32_t>(blocks);
     }
   }
 
@@ -186,12 +204,12 @@ class PairGate {
     }
   }
 
-  /// to = (+=) the products of head h of the list; `block` counts from the first block loaded.
-  void multiply(std::int64_t h, std::int64_t block, const GateTile& tile, float* to, bool accumulate) const {
+  /// to = (+=) the products of head h of the list.
+  void multiply(std::int64_t h, const GateTile& tile, float* to, bool accumulate) const {
     kernels_.multiply({.m = tile.count,
                        .n = tile.lanes,
                        .pairs = pairs_of(dim_),
-                       .a = blocks_.data() + (h * kBlocksOfATile + block) * row_,
+                       .a = blocks_.data() + h * tile_ * row_,
                        .a_row = row_,
                        .b = lanes_.data() + h * row_ * kPairRows,
                        .c = to,
@@ -201,7 +219,7 @@ class PairGate {
 
   const ConstTensorView& q_;
   const BlockRows& representatives_;
-  std::int64_t dim_, row_, heads_of_list_;
+  std::int64_t dim_, row_, heads_of_list_, tile_;
   const PairKernels& kernels_;
   Scratch<Pair> blocks_, lanes_;
   Scratch<float> scores_;

@@ -109,19 +109,18 @@ struct PairKernels {
   /// out[c] += sum over t of weights[t] * values[t, c]; out has room for padded(columns).
   void (*add_row)(const PairSource& values, const float* weights, float* out);
 
-  /// The best `slots` (as kept_slots() has it) of each lane's blocks while they stream by: scores, best first, and
-  /// blocks [slots][64]. Offers scores [blocks][64] of the blocks first, first + 1, …; a lane sees those below
-  /// past[lane]. NaN and -inf are not taken; an equal score never displaces one that is held.
-  void (*keep_best)(const float* scores, std::int64_t blocks, std::int32_t first, const std::int32_t* past,
-                    std::int64_t lanes, std::int64_t slots, float* kept_scores, std::int32_t* kept_blocks);
+  /// best [places][64], greatest first: each lane's greatest scores while they stream by, `places` from 1 to kMostKept.
+  /// Before the first ones it is -inf; NaN is never taken. Offers scores [blocks][64].
+  void (*rank_scores)(const float* scores, std::int64_t blocks, std::int64_t lanes, std::int64_t places, float* best);
+
+  /// marks [64][words], words >= blocks / 64: bit b of a lane says whether scores [blocks][64] of block b is at least
+  /// least [64] of the lane. The words that hold blocks are written; NaN is no score. counts [64]: bits of each lane.
+  void (*mark_scores)(const float* scores, std::int64_t blocks, const float* least, std::int64_t lanes,
+                      std::int64_t words, std::uint64_t* marks, std::int32_t* counts);
 };
 
-inline constexpr std::int64_t kMostKept = 16;  // beyond it a heap per row is quicker than sorted lanes
-
-/// Places that keep_best holds for a budget from 1 to kMostKept: its lists live in registers, so their lengths are few.
-constexpr std::int64_t kept_slots(std::int64_t budget) {
-  return budget <= 2 ? 2 : budget <= 4 ? 4 : budget <= 8 ? 8 : 16;
-}
+inline constexpr std::int64_t kMostKept =
+    16;  // the best of a lane live in registers; beyond, a heap per row is quicker
 
 /// The table, or null where this build or this processor lacks the instruction, or a limit on the SIMD level excludes
 /// it.

@@ -29,16 +29,31 @@ void pool(Context& context, const PoolArgs& args) {
     }
   }
 
-  context.parallel_for(count * kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
-    const Scratch<float> sum(context, padded(dim), "the sum of a block's keys");
+  // Rows of one head lie a token apart, where no prefetcher of the processor finds them; the heads of a row lie
+  // together. So a task takes as many heads as leave work for every thread, a few rows of all of them at a time.
+  constexpr std::int64_t kRows = 4;
+  const std::int64_t wanted = 4 * context.num_threads();
+  const std::int64_t heads =
+      std::clamp<std::int64_t>(count * kv_heads / wanted, 1, std::max<std::int64_t>(1, kv_heads));
+  const std::int64_t parts = (kv_heads + heads - 1) / heads, row = padded(dim);
+  context.parallel_for(count * parts, 1, [&](std::int64_t begin, std::int64_t end) {
+    const Scratch<float> sums(context, heads * row, "the sums of a block's keys");
     for (std::int64_t task = begin; task < end; ++task) {
-      const Block block = blocks[task / kv_heads];
-      const std::int64_t head = task % kv_heads;
-      std::fill_n(sum.data(), padded(dim), 0.0f);
-      kernel.add_rows(rows_of(args.k, block.key, head, block.keys), sum.data());
-      for (std::int64_t d = 0; d < dim; ++d) sum[d] /= static_cast<float>(block.keys);
-      kernel.store_row(sum.data(), 1.0f, dim, args.representatives.dtype,
-                       row_pointer(args.representatives, block.row, head));
+      const Block block = blocks[task / parts];
+      const std::int64_t first = task % parts * heads, here = std::min(heads, kv_heads - first);
+      std::fill_n(sums.data(), here * row, 0.0f);
+      for (std::int64_t key = 0; key < block.keys; key += kRows) {
+        const std::int64_t keys = std::min(kRows, block.keys - key);
+        for (std::int64_t h = 0; h < here; ++h) {
+          kernel.add_rows(rows_of(args.k, block.key + key, first + h, keys), sums.data() + h * row);
+        }
+      }
+      for (std::int64_t h = 0; h < here; ++h) {
+        float* sum = sums.data() + h * row;
+        for (std::int64_t d = 0; d < dim; ++d) sum[d] /= static_cast<float>(block.keys);
+        kernel.store_row(sum, 1.0f, dim, args.representatives.dtype,
+                         row_pointer(args.representatives, block.row, first + h));
+      }
     }
   });
 }

@@ -119,7 +119,7 @@ std::int64_t chunk_rows(Context& context, const Selection& selection, const Dims
   std::int64_t ids = 512;
   if (selection.kind == SelectionKind::kList) {
     const std::int64_t budget = std::max<std::int64_t>(1, selection.budget());
-    ids = std::clamp<std::int64_t>(4 * row_tile * blocks / budget, 1024, 16384);
+    ids = std::clamp<std::int64_t>(4 * row_tile * blocks / budget, 1024, 32768);
   }
   ids = std::min(ids, total_rows * dims.heads / 32);
   return rows_that_fit(context, std::max(row_tile, ids / dims.group), fixed, verb, bytes);

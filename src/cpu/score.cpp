@@ -17,11 +17,13 @@ float* scores_of(const ScoreArgs& args, std::int64_t row, std::int64_t head) {
 template <class AnyGate>
 void write_scores(Context& context, const ScoreArgs& args, const Sequences& sequences) {
   const std::int64_t heads = args.q.shape[1], columns = args.scores.shape[2];
-  const auto bytes = [&](std::int64_t most) { return AnyGate::bytes(args.q.shape[2], most, 1, {}); };
+  const std::int64_t past = args.representatives.shape[0];
+  const auto bytes = [&](std::int64_t most) { return AnyGate::bytes(args.q.shape[2], most, past, 1, {}); };
   const std::int64_t most = rows_that_fit(context, std::min(kGateRows, args.q.shape[0] + 1), 0, "score", bytes);
   context.parallel_for(heads, 1, [&](std::int64_t begin, std::int64_t end) {
-    const BlockRows representatives(context, args.representatives, kPacked, args.block_size, kBlockTile);
-    AnyGate gate(context, args.q, representatives, most, 1, {});
+    const BlockRows representatives(context, args.representatives, kPacked, args.block_size,
+                                    AnyGate::blocks_of_tile(past));
+    AnyGate gate(context, args.q, representatives, most, past, 1, {});
     for (std::int64_t head = begin; head < end; ++head) {
       for_each_row_run(sequences, most, [&](const Sequence& sequence, std::int64_t first, std::int64_t count) {
         gate.run(sequence, args.block_size, head, first, count,

@@ -76,7 +76,7 @@ void attend(Context& context, const AttendArgs& args) {
                                       context.workspace_limit() - map_bytes);
   const std::int64_t pairs = largest.rows * largest.lists * groups.heads_per_list * budget;
   const Scratch<std::uint16_t> partial_out(context, pairs * dim, "partial results");
-  const Scratch<float> partial_lse(context, pairs, "log-sum-exp of partial results");
+  const Scratch<float> partial_lse(context, pairs + 1, "log-sum-exp of partial results");  // and a counter
   BlockInverse inverse(context, map, args.selection, largest, item_rows);
 
   HistoryArgs history;
@@ -121,7 +121,9 @@ void attend(Context& context, const AttendArgs& args) {
       if (budget > 0 && map.block_rows() > 0) {
         inverse.build(slice);
         const auto slots = static_cast<std::size_t>(slice.rows * partials.heads * budget);
-        check_cuda(cudaMemsetAsync(partials.lse, 0xff, slots * sizeof(float), stream), "cudaMemsetAsync");
+        // The counter of units begins at -1, which is what marks a slot without a block too.
+        check_cuda(cudaMemsetAsync(partials.lse, 0xff, (slots + 1) * sizeof(float), stream), "cudaMemsetAsync");
+        history.units_taken = reinterpret_cast<std::int32_t*>(partials.lse + slots);
         history.items = inverse.items();
         history.item_count = inverse.item_count();
         history.entries = inverse.entries();

@@ -22,6 +22,8 @@ struct HeadGroups {
 /// Partial results of a slice: out [heads, rows, budget, D] in the dtype of q, lse float32 [heads, rows, budget], where
 /// heads are the query heads of the slice's lists: work goes head by head, so that what it writes lies together. The
 /// lse of a slot without a block has all bits set. At most 2^32 - 1 slots, more than any Hopper GPU has room for.
+/// Columns lie in the order of the accumulators of wgmma.cuh, so that no lane exchanges any: of each 32 columns, lane l
+/// of a quad has the eight from 8 * l on, and they are the columns 8 * j + 2 * l + c with 2 * j + c counting up.
 struct Partials {
   void* out = nullptr;
   float* lse = nullptr;
@@ -41,6 +43,7 @@ struct HistoryArgs {
   const WorkItem* items = nullptr;
   const std::int32_t* item_count = nullptr;
   const std::uint32_t* entries = nullptr;
+  std::int32_t* units_taken = nullptr;  // beyond those that thread blocks begin with; -1 at launch
   std::int32_t first_list = 0;
   std::int64_t block_size = 0;
   HeadGroups groups;

@@ -84,8 +84,7 @@ void select(Context& context, const SelectArgs& args, const ForcedBlocks& forced
   problem.sinks =
       static_cast<std::int32_t>(std::min<std::int64_t>(forced.sink_blocks, std::numeric_limits<std::int32_t>::max()));
   problem.force_previous = forced.force_previous ? 1 : 0;
-  problem.block_size = static_cast<std::uint32_t>(
-      std::min<std::int64_t>(selection.block_size, std::numeric_limits<std::uint32_t>::max()));
+  problem.block_size = Divisor(std::min<std::int64_t>(selection.block_size, std::numeric_limits<std::int32_t>::max()));
   problem.sequences = map.sequences();
   problem.sequence_count = map.sequence_count();
   launch_select(static_cast<cudaStream_t>(context.stream()), args.q.dtype, problem);

@@ -6,24 +6,11 @@
 #include <string>
 
 #include "cuda/launch.h"
+#include "cuda/segments.h"
 #include "moba/error.h"
 
 namespace moba::cuda {
 namespace {
-
-/// Warps that fill a Hopper GPU with the walks over a list: 132 multiprocessors of 12 warps with 18 KB each, or of
-/// twice as many where a histogram takes half of that or less.
-constexpr std::int64_t kWalkWarps = 132 * 12;
-constexpr std::int64_t kSmallHistogram = 2304;
-/// Rows that are worth a warp and a histogram of its own.
-constexpr std::int64_t kFewestSegmentRows = 64;
-/// Entries are written one by one all over the region of the lists at work; while it stays in the 50 MB cache, its
-/// lines go to memory once. Beyond, the lists are worked on in groups of this many bytes.
-constexpr std::int64_t kRegionBytes = std::int64_t{16} << 20;
-/// But not where the rows of a warp fill a line of so many entries for each block by themselves.
-constexpr std::int64_t kLineEntries = 32;
-/// Bytes of histograms beyond which fewer, longer segments are better than more of them.
-constexpr std::int64_t kMostCountBytes = std::int64_t{64} << 20;
 
 cudaStream_t stream_of(const Context& context) {
   return static_cast<cudaStream_t>(context.stream());
@@ -46,39 +33,6 @@ std::int64_t checked_tokens(const char* argument, std::int64_t tokens) {
                                            "batch, or use the portable backend.");
 }
 
-std::int64_t segments_for(const Slice& slice, std::int64_t block_rows) {
-  const std::int64_t lists = std::max<std::int64_t>(slice.lists, 1);
-  const std::int64_t warps = block_rows <= kSmallHistogram ? 2 * kWalkWarps : kWalkWarps;
-  const std::int64_t by_warps = (warps + lists - 1) / lists;
-  const std::int64_t by_rows = (slice.rows + kFewestSegmentRows - 1) / kFewestSegmentRows;
-  const std::int64_t by_bytes =
-      kMostCountBytes / (lists * block_rows * static_cast<std::int64_t>(sizeof(std::uint32_t)));
-  return std::clamp<std::int64_t>(std::min({by_warps, by_rows, by_bytes}), 1, by_warps);
-}
-
-/// The part of a slice that is worked on at a time.
-Slice group_of(const Slice& slice, std::int64_t budget, std::int64_t block_rows) {
-  const std::int64_t segment_rows = slice.rows / segments_for(slice, block_rows);
-  if (segment_rows * budget >= kLineEntries * block_rows) return slice;
-  const std::int64_t list_bytes = slice.rows * budget * static_cast<std::int64_t>(sizeof(std::uint32_t));
-  Slice group = slice;
-  group.lists = std::clamp<std::int64_t>(kRegionBytes / std::max<std::int64_t>(list_bytes, 1), 1,
-                                         std::max<std::int64_t>(slice.lists, 1));
-  return group;
-}
-
-/// A bound of the histograms of every group of every slice up to this one.
-std::int64_t count_words(const Slice& slice, std::int64_t block_rows) {
-  const std::int64_t by_warps = 2 * kWalkWarps + slice.lists;
-  const std::int64_t by_rows = slice.lists * ((slice.rows + kFewestSegmentRows - 1) / kFewestSegmentRows);
-  const std::int64_t by_bytes = kMostCountBytes / (block_rows * static_cast<std::int64_t>(sizeof(std::uint32_t)));
-  return block_rows * std::max(slice.lists, std::min({by_warps, by_rows, by_bytes}));
-}
-
-std::int64_t items_for(const Slice& slice, std::int64_t budget, std::int64_t block_rows, std::int64_t item_rows) {
-  return slice.lists * block_rows + slice.rows * slice.lists * budget / item_rows;
-}
-
 void require_countable(const Slice& slice, std::int64_t budget) {
   if (slice.rows <= kMaxSliceRows && budget <= kMaxBudget) return;
   throw Error(ErrorCode::kUnsupported,
@@ -88,7 +42,7 @@ void require_countable(const Slice& slice, std::int64_t budget) {
 }
 
 InvertProblem problem_of(const Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
-                         std::int64_t segments, std::uint32_t* counts) {
+                         std::uint32_t* counts) {
   const TensorView& blocks = selection.blocks;
   InvertProblem problem{};
   problem.list = blocks.as<std::int32_t>() + slice.first_row * blocks.stride[0] + slice.first_list * blocks.stride[1];
@@ -101,27 +55,13 @@ InvertProblem problem_of(const Context& context, const BlockMap& map, const Sele
   problem.sequences = map.sequences();
   problem.sequence_count = map.sequence_count();
   problem.block_size = map.block_size();
+  problem.divide = Divisor(std::min<std::int64_t>(map.block_size(), std::numeric_limits<std::int32_t>::max()));
   problem.block_rows = map.block_rows();
-  problem.segments = segments;
-  problem.segment_rows = (slice.rows + segments - 1) / segments;
+  problem.segment_rows = segment_rows_for(slice, selection.budget(), map.block_rows());
+  problem.segments = (slice.rows + problem.segment_rows - 1) / problem.segment_rows;
   problem.counts = counts;
   problem.error_word = context.error_word();
   return problem;
-}
-
-/// Counts group after group of a slice's lists, and calls use(problem, first bin of the group) after each count.
-template <class Use>
-void for_each_group(const Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
-                    std::uint32_t* counts, Use&& use) {
-  Slice group = group_of(slice, selection.budget(), map.block_rows());
-  const std::int64_t end = slice.first_list + slice.lists, step = group.lists;
-  for (group.first_list = slice.first_list; group.first_list < end; group.first_list += step) {
-    group.lists = std::min(step, end - group.first_list);
-    const InvertProblem problem =
-        problem_of(context, map, selection, group, segments_for(group, map.block_rows()), counts);
-    launch_invert_count(stream_of(context), problem);
-    use(problem, (group.first_list - slice.first_list) * map.block_rows());
-  }
 }
 
 }  // namespace
@@ -144,7 +84,7 @@ std::int64_t BlockInverse::bytes(const Slice& slice, std::int64_t budget, std::i
   return (bins + 1) * static_cast<std::int64_t>(sizeof(std::int64_t) + sizeof(std::int32_t)) +
          slice.rows * slice.lists * budget * static_cast<std::int64_t>(sizeof(std::uint32_t)) +
          items_for(slice, budget, block_rows, item_rows) * static_cast<std::int64_t>(sizeof(WorkItem)) +
-         count_words(slice, block_rows) * static_cast<std::int64_t>(sizeof(std::uint32_t));
+         count_words(slice, budget, block_rows) * static_cast<std::int64_t>(sizeof(std::uint32_t));
 }
 
 BlockInverse::BlockInverse(Context& context, const BlockMap& map, const Selection& selection, const Slice& largest,
@@ -157,7 +97,7 @@ BlockInverse::BlockInverse(Context& context, const BlockMap& map, const Selectio
       entries_(context, largest.rows * largest.lists * selection.budget(), "entries of the inverse"),
       first_item_(context, largest.lists * map.block_rows() + 1, "first work items of blocks"),
       items_(context, items_for(largest, selection.budget(), map.block_rows(), item_rows), "work items"),
-      counts_(context, count_words(largest, map.block_rows()), "histograms of the inverse") {
+      counts_(context, count_words(largest, selection.budget(), map.block_rows()), "histograms of the inverse") {
   require_countable(largest, selection.budget());
 }
 
@@ -165,11 +105,10 @@ void BlockInverse::build(const Slice& slice) {
   bins_ = slice.lists * map_.block_rows();
   max_items_ = items_for(slice, selection_.budget(), map_.block_rows(), item_rows_);
   const cudaStream_t stream = stream_of(context_);
-  for_each_group(
-      context_, map_, selection_, slice, counts_.data(), [&](const InvertProblem& problem, std::int64_t bin) {
-        launch_invert_scan(stream, problem, item_rows_, bin > 0, offsets_.data() + bin, first_item_.data() + bin);
-        launch_invert_scatter(stream, problem, offsets_.data() + bin, entries_.data(), nullptr, 0);
-      });
+  const InvertProblem problem = problem_of(context_, map_, selection_, slice, counts_.data());
+  launch_invert_count(stream, problem);
+  launch_invert_scan(stream, problem, item_rows_, offsets_.data(), first_item_.data());
+  launch_invert_scatter(stream, problem, offsets_.data(), entries_.data(), nullptr, 0);
   launch_work_items(stream, bins_, map_.block_rows(), item_rows_, offsets_.data(), first_item_.data(), map_.blocks(),
                     items_.data());
 }
@@ -177,14 +116,15 @@ void BlockInverse::build(const Slice& slice) {
 void BlockInverse::build_pairs(Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
                                const Inverse& inverse) {
   require_countable(slice, selection.budget());
-  const Scratch<std::uint32_t> counts(context, count_words(slice, map.block_rows()), "histograms of the inverse");
+  const Scratch<std::uint32_t> counts(context, count_words(slice, selection.budget(), map.block_rows()),
+                                      "histograms of the inverse");
   const cudaStream_t stream = stream_of(context);
+  const InvertProblem problem = problem_of(context, map, selection, slice, counts.data());
   std::int64_t* offsets = inverse.offsets.as<std::int64_t>();
-  for_each_group(context, map, selection, slice, counts.data(), [&](const InvertProblem& problem, std::int64_t bin) {
-    launch_invert_scan(stream, problem, 1, bin > 0, offsets + bin, nullptr);
-    launch_invert_scatter(stream, problem, offsets + bin, nullptr, inverse.entries.as<std::int32_t>(),
-                          inverse.entries.stride[0]);
-  });
+  launch_invert_count(stream, problem);
+  launch_invert_scan(stream, problem, 1, offsets, nullptr);
+  launch_invert_scatter(stream, problem, offsets, nullptr, inverse.entries.as<std::int32_t>(),
+                        inverse.entries.stride[0]);
 }
 
 }  // namespace moba::cuda

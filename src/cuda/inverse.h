@@ -102,7 +102,7 @@ class BlockInverse {
   Scratch<std::uint32_t> entries_;
   Scratch<std::int32_t> first_item_;
   Scratch<WorkItem> items_;
-  Scratch<std::uint32_t> counts_;  // [lists of a group, segments, block_rows]
+  Scratch<std::uint32_t> counts_;  // [lists, segments, block_rows]
 };
 
 }  // namespace moba::cuda

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/divisor.h"
 #include "cuda/inverse.h"
 
 namespace moba::cuda {
@@ -32,7 +33,8 @@ struct InvertProblem {
   const SequenceSpan* sequences;
   std::int64_t sequence_count;
   std::int64_t block_size, block_rows;
-  std::int64_t segments, segment_rows;  // each warp counts one run of rows
+  Divisor divide;                       // by the block size, or by 2^31 - 1 where that is larger: tokens are below it
+  std::int64_t segments, segment_rows;  // runs of rows that are counted and written together; see segments.h
   std::uint32_t* counts;                // [lists, segments, block_rows]
   std::int32_t* error_word;             // or null
 };
@@ -40,8 +42,8 @@ struct InvertProblem {
 /// counts = how often each segment lists each block.
 void launch_invert_count(cudaStream_t stream, const InvertProblem& problem);
 /// counts = its exclusive sum over the segments; offsets[b + 1] and first_item[b + 1] (which may be null) = where bin b
-/// ends. Begins at offsets[0] where `goes_on`, as left by the lists before, and at 0 where not.
-void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows, bool goes_on,
+/// ends, and offsets[0] = first_item[0] = 0.
+void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
                         std::int64_t* offsets, std::int32_t* first_item);
 /// Exactly one of `entries` (packed) and `pairs` ((packed row, slot) as of moba::Inverse, `pair_stride` apart) is set.
 void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, const std::int64_t* offsets,
@@ -72,9 +74,12 @@ struct SelectProblem {
   std::int32_t budget;
   std::int32_t sinks;           // the first blocks of the sequence that take slots, where past
   std::int32_t force_previous;  // 1: the block before the own one takes a slot
-  std::uint32_t block_size;     // the largest number stands for any that is larger: tokens are below 2^31
+  Divisor block_size;           // 2^31 - 1 stands for any that is larger: tokens are below it
   const SequenceSpan* sequences;
   std::int64_t sequence_count;
+
+  /// The block of a position, 0 or above.
+  MOBA_HOST_DEVICE std::int32_t block_of(std::int32_t position) const { return block_size.quotient(position); }
 };
 
 /// Block rows of one tile of scores.

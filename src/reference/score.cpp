@@ -47,7 +47,7 @@ void score(Context& context, const ScoreArgs& args) {
     });
   };
   dispatch("q", args.q.dtype, FloatTypes{}, [&]<class T>() {
-    if (args.representatives.dtype == args.q.dtype) {
+    if (args.representatives.dtype == args.q.dtype) {  // NOLINT(bugprone-branch-clone): the types differ
       fill.template operator()<T, T>();
     } else {
       fill.template operator()<T, Accumulator<T>>();

@@ -19,7 +19,7 @@ def test_help_lists_every_command(moba):
         assert f"\n  {command} " in out
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["bench", "attend"]])
+@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["bench", name] for name in ("attend", "decode", "model")])
 def test_help_of_each_command(moba, command):
     out = moba.ok(*command, "--help")
     assert "Usage: moba " + " ".join(command) in out

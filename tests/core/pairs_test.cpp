@@ -94,6 +94,44 @@ TEST(PairsTest, ChunksAndSingleRowsChooseTheSameBlocks) {
   }
 }
 
+// More past blocks than a tile of the gate holds, and scores of few values: ties within a tile and between tiles, with
+// and without forced blocks. Whole numbers this small are exact, so the reference names the very same lists.
+TEST(PairsTest, ListsOverManyTilesAreThoseOfTheReference) {
+  const std::int64_t length = 2300;
+  Case c = bfloat16_case(length, 2, 2);
+  c.heads = 2;
+  c.kv_heads = 1;
+  c.head_dim = c.value_dim = 8;
+  Problem problem(c);
+  for (const std::int64_t values : {2, 9}) {
+    std::mt19937_64 random(static_cast<std::uint64_t>(values));
+    const auto fill = [&](HostTensor& tensor, std::int64_t step) {
+      for (std::int64_t i = 0; i < tensor.numel(); ++i) {
+        const std::int64_t value = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(values));
+        tensor.set(i, static_cast<double>(step * (value - values / 2)));
+      }
+    };
+    fill(problem.q, 1);
+    fill(problem.k, 2);
+    for (const std::int64_t top_k : {2, 5, 8, 17}) {
+      for (const bool forced : {false, true}) {
+        SCOPED_TRACE(std::to_string(values) + " values, top_k " + std::to_string(top_k) + ", forced " +
+                     std::to_string(forced));
+        problem.options.top_k = top_k;
+        problem.options.force_previous = forced && top_k > 2;
+        problem.options.sink_blocks = forced ? 1 : 0;
+        TestContext context(2);
+        const Choice mine = cases::choose(context, cpu_backend(), problem);
+        const Choice exact = cases::choose(context, reference_backend(), problem);
+        const std::int64_t budget = mine.selection.budget(), row = c.heads * budget;
+        for (std::int64_t i = 0; i < length * row; ++i) {
+          ASSERT_EQ(mine.list.get(i), exact.list.get(i)) << "row " << i / row << ", slot " << i % budget;
+        }
+      }
+    }
+  }
+}
+
 TEST(PairsTest, EqualScoresChooseTheLowestBlocks) {
   for (std::int64_t top_k : {3, 6, 9, 17, 20}) {
     SCOPED_TRACE(top_k);

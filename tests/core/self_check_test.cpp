@@ -67,5 +67,17 @@ TEST(SelfCheckFaults, AreNoticed) {
   EXPECT_GT(gradient.dk_error, gradient.tolerance);
 }
 
+TEST(SelfCheckArguments, AShapeThatNoMemoryHoldsIsRefused) {
+  TestContext context;
+  const Problem problem(cases::case_named("defaults"));
+  ConstTensorView v = problem.v.view();
+  for (const std::int64_t extent : {(std::int64_t{1} << 62) + 1, std::int64_t{-3}}) {
+    v.shape[2] = extent;
+    EXPECT_THROW(self_check(context, reference_backend(), problem.options, problem.q.view(), problem.k.view(), v,
+                            problem.batch(), 7),
+                 Error);
+  }
+}
+
 }  // namespace
 }  // namespace moba::test

@@ -1,5 +1,6 @@
 // Times the stages of the forward pass on made-up choices: attend_bench [filter of row names]. Medians of CUDA events.
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <algorithm>
 #include <cmath>
@@ -24,6 +25,7 @@ struct Row {
   const char* name;
   std::int64_t tokens, heads, kv_heads, dim, block_size, top_k;
   bool skewed = false;
+  DType dtype = DType::kBFloat16;
 };
 
 constexpr Row kRows[] = {
@@ -38,6 +40,9 @@ constexpr Row kRows[] = {
     {"128K 4096,12", 131072, 16, 16, 128, 4096, 12},
     {"32K 128,8 skewed", 32768, 16, 16, 128, 128, 8, true},
     {"128K 512,3 skewed", 131072, 16, 16, 128, 512, 3, true},
+    {"32K d64 128,8", 32768, 16, 16, 64, 128, 8},
+    {"32K 512,3 fp16", 32768, 16, 16, 128, 512, 3, false, DType::kFloat16},
+    {"32K 128,8 fp16", 32768, 16, 16, 128, 128, 8, false, DType::kFloat16},
 };
 
 __device__ std::uint32_t mix(std::uint64_t x) {
@@ -46,11 +51,12 @@ __device__ std::uint32_t mix(std::uint64_t x) {
   return static_cast<std::uint32_t>(x >> 32);
 }
 
-__global__ void fill_normal_kernel(__nv_bfloat16* data, std::int64_t count, std::uint64_t seed) {
+template <class T>
+__global__ void fill_normal_kernel(T* data, std::int64_t count, std::uint64_t seed) {
   for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
        i += gridDim.x * std::int64_t{blockDim.x}) {
     const float u = (mix(2 * i + seed) + 1.0f) * 0x1p-32f, angle = mix(2 * i + 1 + seed) * 0x1p-32f;
-    data[i] = __float2bfloat16(sqrtf(-2.0f * logf(fminf(u, 1.0f))) * cospif(2.0f * angle));
+    data[i] = static_cast<T>(sqrtf(-2.0f * logf(fminf(u, 1.0f))) * cospif(2.0f * angle));
   }
 }
 
@@ -114,22 +120,25 @@ void time_row(const Row& row) {
   const Memory list(n * h * budget * 4), cu(8);
   const std::int32_t offsets[2] = {0, static_cast<std::int32_t>(n)};
   must(cudaMemcpy(cu.get(), offsets, 8, cudaMemcpyHostToDevice), "cudaMemcpy");
-  fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(q.get()), n * h * d, 1);
-  fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(k.get()), n * hk * d, 1ull << 40);
-  fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(v.get()), n * hk * d, 1ull << 41);
+  const auto fill = [&]<class T>(T*) {
+    fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<T*>(q.get()), n * h * d, 1);
+    fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<T*>(k.get()), n * hk * d, 1ull << 40);
+    fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<T*>(v.get()), n * hk * d, 1ull << 41);
+  };
+  row.dtype == DType::kBFloat16 ? fill(static_cast<__nv_bfloat16*>(nullptr)) : fill(static_cast<__half*>(nullptr));
   fill_choice_kernel<<<1024, 256, 0, stream>>>(static_cast<std::int32_t*>(list.get()), n, h, budget, row.block_size,
                                                row.skewed);
   AttendArgs args;
-  args.q = TensorView(q.get(), DType::kBFloat16, {n, h, d}, gpu());
-  args.k = TensorView(k.get(), DType::kBFloat16, {n, hk, d}, gpu());
-  args.v = TensorView(v.get(), DType::kBFloat16, {n, hk, d}, gpu());
+  args.q = TensorView(q.get(), row.dtype, {n, h, d}, gpu());
+  args.k = TensorView(k.get(), row.dtype, {n, hk, d}, gpu());
+  args.v = TensorView(v.get(), row.dtype, {n, hk, d}, gpu());
   const TensorView cu_view(cu.get(), DType::kInt32, {2}, gpu());
   args.batch = {cu_view, cu_view, n, n};
   args.selection.kind = SelectionKind::kList;
   args.selection.block_size = row.block_size;
   args.selection.blocks = TensorView(list.get(), DType::kInt32, {n, h, budget}, gpu());
   args.softmax_scale = 1.0 / std::sqrt(static_cast<double>(d));
-  args.result = {TensorView(out.get(), DType::kBFloat16, {n, h, d}, gpu()),
+  args.result = {TensorView(out.get(), row.dtype, {n, h, d}, gpu()),
                  TensorView(lse.get(), DType::kFloat32, {h, n}, gpu())};
 
   const float whole = median_ms(stream, [&] { cuda::attend(context, args); });
@@ -140,7 +149,7 @@ void time_row(const Row& row) {
   const cuda::BlockMap map(context, args.batch, n, n, row.block_size);
   const std::int64_t item_rows = cuda::item_rows_for(slice, budget, row.block_size, groups, cuda::multiprocessors());
   cuda::BlockInverse inverse(context, map, args.selection, slice, item_rows);
-  const Memory partial_out(n * h * budget * d * 2), partial_lse(n * h * budget * 4);
+  const Memory partial_out(n * h * budget * d * 2), partial_lse(n * h * budget * 4 + 4);  // and the counter of units
   cuda::HistoryArgs history;
   history.q = q.get();
   history.q_row_stride = h * d, history.q_head_stride = d;
@@ -155,8 +164,10 @@ void time_row(const Row& row) {
   const float invert_ms = median_ms(stream, [&] { inverse.build(slice); });
   must(cudaMemsetAsync(partial_lse.get(), 0xff, static_cast<std::size_t>(n * h * budget * 4), stream), "memset");
   history.items = inverse.items(), history.item_count = inverse.item_count(), history.entries = inverse.entries();
+  history.units_taken = static_cast<std::int32_t*>(partial_lse.get()) + n * h * budget;
   const float history_ms = median_ms(stream, [&] {
-    cuda::launch_attend_history(stream, DType::kBFloat16, d, history, k_map, v_map, inverse.max_items());
+    must(cudaMemsetAsync(history.units_taken, 0xff, sizeof(std::int32_t), stream), "cudaMemsetAsync");
+    cuda::launch_attend_history(stream, row.dtype, d, history, k_map, v_map, inverse.max_items());
   });
   cuda::OwnArgs own;
   own.q = q.get(), own.k = k.get(), own.v = v.get(), own.out = out.get(), own.lse = static_cast<float*>(lse.get());
@@ -170,7 +181,7 @@ void time_row(const Row& row) {
   const CUtensorMap q_own = cuda::tensor_map("q", args.q, cuda::kOwnRows);
   const CUtensorMap k_own = cuda::tensor_map("k", args.k, cuda::kOwnRows);
   const CUtensorMap v_own = cuda::tensor_map("v", args.v, cuda::kOwnRows);
-  const auto own_pass = [&] { cuda::launch_attend_own(stream, DType::kBFloat16, d, own, q_own, k_own, v_own); };
+  const auto own_pass = [&] { cuda::launch_attend_own(stream, row.dtype, d, own, q_own, k_own, v_own); };
   const float own_ms = median_ms(stream, own_pass);
   own.partials.budget = 0;
   const float own_alone_ms = median_ms(stream, own_pass);
@@ -198,7 +209,7 @@ void time_row(const Row& row) {
 }  // namespace moba::test
 
 int main(int argc, char** argv) {
-  for (const moba::test::Row& row : moba::forward_test::kRows) {
+  for (const moba::test::Row& row : moba::test::kRows) {
     if (argc > 1 && std::strstr(row.name, argv[1]) == nullptr) continue;
     try {
       moba::test::time_row(row);

@@ -135,7 +135,14 @@ void time_case(std::int64_t n, std::int64_t heads, std::int64_t kv_heads, std::i
                      inverse.build({0, n, 0, heads});
                    }),
          0.0, 2.0 * list_bytes + 4.0 * h * entries);
-  std::printf(" map %.3f\n", map_ms);
+  const double chain_ms = median_ms(context, [&] {
+    cuda::pool(context, {k_view, batch, block_size, r_view});
+    cuda::select(context, {q_view, r_view, batch, selection});
+    const cuda::BlockMap chain_map(context, batch, n, n, block_size);
+    cuda::BlockInverse chain(context, chain_map, selection, {0, n, 0, heads}, 1024);
+    chain.build({0, n, 0, heads});
+  });
+  std::printf(" map %.3f, all in one graph %.3f\n", map_ms, chain_ms);
   std::fflush(stdout);
   must(cudaDeviceSynchronize(), "end of case");
   for (void* pointer : {static_cast<void*>(q), static_cast<void*>(k), static_cast<void*>(representatives),

@@ -461,8 +461,14 @@ std::vector<GateCase> gate_cases() {
       {"forced_all", odd, odd_k, 2, 2, 2, 64, 17, 3, kBf16, Values::kNormal, {true, 2}},
       {"sinks_over_a_tile", {500}, {6000}, 1, 1, 1, 64, 16, 63, kBf16, Values::kWhole, {false, 40}},
       {"previous", {2000}, {2000}, 2, 2, 2, 64, 16, 3, kBf16, Values::kWhole, {true, 0}},
+      {"few_shared", odd, odd_k, 6, 3, 1, 128, 16, 2, kFp16},
+      {"few_forced", odd, odd_k, 2, 2, 2, 128, 17, 4, kBf16, Values::kNormal, {true, 1}},
+      {"few_columns", {1100}, {1100}, 2, 1, 2, 128, 16, 2, kBf16, Values::kWhole},
+      {"eight_columns", {1100}, {1100}, 2, 1, 2, 128, 16, 8, kBf16, Values::kWhole},
+      {"eight_sinks", {900}, {5000}, 1, 1, 1, 64, 16, 11, kBf16, Values::kWhole, {true, 3}},
+      {"one_key_blocks", {300}, {300}, 1, 1, 1, 64, 1, 5, kBf16, Values::kWhole},
   };
-  for (const std::int64_t budget : {1, 2, 7, 8, 11, 16, 17, 40, 63}) {
+  for (const std::int64_t budget : {1, 2, 3, 7, 8, 9, 11, 16, 17, 40, 63}) {
     const std::string text = std::to_string(budget);
     result.push_back({"long_" + text, {200}, {20000}, 2, 2, 2, 128, 16, budget});
     result.push_back({"whole_" + text, {200}, {20000}, 2, 1, 2, 64, 16, budget, kFp16, Values::kWhole});

@@ -128,6 +128,85 @@ TEST(Model, OnlyTheAskedRowsReachTheHead) {
   EXPECT_LT(difference(some, all.index_select(0, *options.logit_rows)), 1e-5);
 }
 
+/// The logits of the last `rows` of 77 tokens, read in chunks, with nothing asked of the rows before.
+Tensor asked_logits(Model& model, const TokenBatch& batch, const AttentionPlan& plan, std::int64_t chunk,
+                    std::int64_t rows) {
+  const std::int64_t total = batch.tokens.size(0);
+  DecodeState state(model->config(), plan, total, torch::kFloat32);
+  std::vector<Tensor> parts;
+  for (std::int64_t begin = 0; begin < total; begin += chunk) {
+    const std::int64_t end = std::min(begin + chunk, total);
+    const std::int64_t asked = std::clamp<std::int64_t>(end - (total - rows), 0, end - begin);
+    const Tensor logits = model->forward_cached(batch.tokens.narrow(0, begin, end - begin), plan, state, asked);
+    EXPECT_EQ(logits.defined(), asked > 0);
+    if (asked > 0) parts.push_back(logits);
+    EXPECT_EQ(state.length(), end);
+    for (torch_ops::KvCache& layer : state.layers()) EXPECT_EQ(layer.length(), end);  // the last layer's too
+  }
+  return torch::cat(parts);
+}
+
+TEST(Model, TheLastLayerComputesOnlyTheAskedRows) {
+  for (const bool qk_norm : {false, true}) {
+    ModelConfig config = tiny_config();
+    config.qk_norm = qk_norm;
+    Model model = random_model(config);
+    const TokenBatch batch = batch_of({77});
+    // MoBA in the last layer too, or full attention there, or everywhere.
+    for (const AttentionPlan& plan : {moba_plan(2, 8, 3), moba_plan(2, 8, 3, 1), AttentionPlan{}}) {
+      const Tensor all = logits_of(model, batch, plan);
+      for (const std::int64_t chunk : {77, 76, 20, 3}) {
+        for (const std::int64_t rows : {1, 2, 21, 77}) {
+          const Tensor asked = asked_logits(model, batch, plan, chunk, rows);
+          ASSERT_EQ(asked.sizes(), (at::IntArrayRef{rows, 256}));
+          EXPECT_LT(difference(asked, all.narrow(0, 77 - rows, rows)), 1e-4)
+              << plan.summary() << ", chunk " << chunk << ", rows " << rows;
+        }
+      }
+    }
+  }
+}
+
+TEST(Model, DecodingGoesOnAfterRowsThatWereNotAsked) {
+  Model model = random_model(tiny_config());
+  const TokenBatch batch = batch_of({60});
+  for (const AttentionPlan& plan : {moba_plan(2, 8, 2), AttentionPlan{}}) {
+    const Tensor all = logits_of(model, batch, plan);
+    DecodeState state(model->config(), plan, 60, torch::kFloat32);
+    model->forward_cached(batch.tokens.narrow(0, 0, 45), plan, state, 0);
+    state.truncate(43);  // the open block's sum is that of the keys left
+    for (std::int64_t i = 43; i < 60; ++i) {
+      const Tensor logits = model->forward_cached(batch.tokens.narrow(0, i, 1), plan, state, 1);
+      EXPECT_LT(difference(logits[0], all[i]), 1e-4) << plan.summary() << ", token " << i;
+    }
+  }
+}
+
+TEST(Model, GradientsOfAskedRowsAreThoseOfAllRows) {
+  Model model = random_model(tiny_config());
+  const TokenBatch batch = batch_of({12, 9});
+  const AttentionPlan plan = moba_plan(2, 4, 2);
+  const Tensor rows = torch::tensor({20, 3, 11});
+  const auto gradients = [&](bool asked, bool checkpoint) {
+    model->zero_grad();
+    ForwardOptions options;
+    options.checkpoint_activations = checkpoint;
+    if (asked) options.logit_rows = rows;
+    const Tensor logits = model->forward(batch, plan, options);
+    (asked ? logits : logits.index_select(0, rows)).pow(2).sum().backward();
+    std::vector<Tensor> all;
+    for (const Tensor& parameter : model->parameters()) all.push_back(parameter.grad().clone());
+    return all;
+  };
+  const std::vector<Tensor> expected = gradients(false, false);
+  for (const bool checkpoint : {false, true}) {
+    const std::vector<Tensor> found = gradients(true, checkpoint);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      EXPECT_LT(difference(found[i], expected[i]), 1e-4 * std::max(1.0, expected[i].abs().max().item<double>())) << i;
+    }
+  }
+}
+
 TEST(Model, GradientsAgreeWithFiniteDifferences) {
   ModelConfig config = tiny_config();
   config.num_key_value_heads = 1;

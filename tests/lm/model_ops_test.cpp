@@ -1,6 +1,7 @@
 #include "lm/model/ops.h"
 
 #include <cmath>
+#include <limits>
 
 #include "lm/model/rope.h"
 #include "model_support.h"
@@ -152,6 +153,98 @@ TEST(RmsNorm, Float32InsideSixteenBits) {
       wide / (wide.pow(2).mean(-1, true) + 1e-5).sqrt() * weight.to(torch::kBFloat16).to(torch::kFloat64);
   const Tensor error = (rms_norm(x, weight, 1e-5).to(torch::kFloat64) - exact).abs() / exact.abs().clamp_min(1e-3);
   EXPECT_LT(error.max().item<double>(), 1.0 / 128);  // at most two roundings to 8 bits
+}
+
+// Lengths around the kernels' 16 lanes, rows enough for several threads, values beyond every range.
+TEST(RowKernels, EqualDoublePrecisionWithinOneRounding) {
+  torch::manual_seed(8);
+  for (const std::int64_t n : {1, 8, 15, 16, 17, 40, 256}) {
+    for (const auto& [dtype, unit] : {std::pair{torch::kFloat32, 1e-6}, {torch::kBFloat16, 1.0 / 256}}) {
+      const auto draw = [&, dtype = dtype] { return (torch::randn({300, n}) * 20).to(dtype); };
+      const auto error = [](const Tensor& got, const Tensor& exact) {
+        return ((got.to(torch::kFloat64) - exact).abs() / exact.abs().clamp_min(1e-4)).max().item<double>();
+      };
+      const Tensor x = draw(), gate = draw(), up = draw(), weight = draw()[0].contiguous();
+      const Tensor wide = x.to(torch::kFloat64), wide_gate = gate.to(torch::kFloat64);
+      const Tensor normed = wide / (wide.pow(2).mean(-1, true) + 1e-5).sqrt() * weight.to(torch::kFloat64);
+      EXPECT_LT(error(rms_norm(x, weight, 1e-5), normed), unit) << n << " " << dtype;
+      const Tensor gated = wide_gate * torch::sigmoid(wide_gate) * up.to(torch::kFloat64);
+      EXPECT_LT(error(swiglu(gate, up), gated), unit) << n << " " << dtype;
+    }
+  }
+}
+
+TEST(RowKernels, FewRowsTimesWeightsSideBySide) {
+  torch::manual_seed(12);
+  const torch::NoGradGuard no_gradients;
+  for (const std::int64_t n : {1, 15, 16, 40, 256}) {
+    for (const std::int64_t rows : {0, 1, 3, 4, 5}) {  // 5: the general product
+      for (const auto& [dtype, unit] : {std::pair{torch::kFloat32, 1e-5}, {torch::kBFloat16, 1.0 / 128}}) {
+        const Tensor x = torch::randn({rows, n}).to(dtype);
+        const std::vector<Tensor> weights{torch::randn({200, n}).to(dtype), torch::randn({1, n}),
+                                          torch::randn({n, 130}).to(dtype).t()};
+        const Tensor got = project(x, weights);
+        ASSERT_EQ(got.sizes(), (at::IntArrayRef{rows, 331}));
+        EXPECT_EQ(got.scalar_type(), dtype);
+        std::vector<Tensor> wide;
+        for (const Tensor& weight : weights) wide.push_back(weight.to(dtype).to(torch::kFloat64));
+        const Tensor exact = torch::mm(x.to(torch::kFloat64), torch::cat(wide).t());
+        if (rows == 0) continue;
+        EXPECT_LT((got - exact).abs().max().item<double>(), unit * exact.abs().max().item<double>()) << n;
+      }
+    }
+  }
+}
+
+TEST(RowKernels, ValuesThatAreNotFinite) {
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::nan("");
+  for (const auto dtype : {torch::kFloat32, torch::kBFloat16}) {
+    const Tensor gate = torch::tensor({{nan, inf, -1e30, 1e30, -100.0, 2.0}}).to(dtype);
+    const Tensor got = swiglu(gate, torch::ones_like(gate)).to(torch::kFloat64);
+    EXPECT_TRUE(std::isnan(got[0][0].item<double>()));
+    EXPECT_EQ(got[0][1].item<double>(), inf);
+    EXPECT_EQ(got[0][2].item<double>(), 0.0);
+    EXPECT_GT(got[0][3].item<double>(), 0.99e30);
+    EXPECT_NEAR(got[0][4].item<double>(), 0.0, 1e-30);
+    const Tensor x = torch::tensor({{nan, 1.0}, {inf, 1.0}, {0.0, 0.0}, {3.0, -4.0}}).to(dtype);
+    const Tensor normed = rms_norm(x, torch::ones({2}), 1e-5).to(torch::kFloat64);
+    EXPECT_TRUE(normed[0].isnan().all().item<bool>());
+    EXPECT_TRUE(std::isnan(normed[1][0].item<double>()));
+    EXPECT_EQ(normed[1][1].item<double>(), 0.0);
+    EXPECT_EQ(normed[2].abs().sum().item<double>(), 0.0);
+    EXPECT_NEAR(normed[3][1].item<double>(), -4 / std::sqrt(12.5), 0.005);
+  }
+}
+
+TEST(RowKernels, GradientsAreThoseOfAten) {
+  torch::manual_seed(9);
+  const Tensor x = torch::randn({5, 24}, torch::requires_grad()), weight = torch::randn({24}, torch::requires_grad());
+  const Tensor dout = torch::randn({5, 24});
+  const auto found = torch::autograd::grad({rms_norm(x, weight, 1e-5)}, {x, weight}, {dout});
+  const auto expected = torch::autograd::grad({at::rms_norm(x, {24}, weight, 1e-5)}, {x, weight}, {dout});
+  EXPECT_TRUE(torch::allclose(found[0], expected[0], 1e-5, 1e-6));
+  EXPECT_TRUE(torch::allclose(found[1], expected[1], 1e-5, 1e-6));
+}
+
+TEST(RowKernels, RotateHalvesOfAnyWidth) {
+  torch::manual_seed(10);
+  for (const std::int64_t head_dim : {2, 8, 30, 32, 64, 72}) {
+    const RopeTable table = rope_table(torch::arange(70, 90), rope_frequencies(config_with(head_dim, 1e4)));
+    const Tensor qkv = torch::randn({20, 5 * head_dim});
+    const auto [q, k, v] = split_and_rotate(qkv, table, 3, 1);
+    const auto [q64, k64, v64] = split_and_rotate(qkv.to(torch::kFloat64), table, 3, 1);  // ATen's operators
+    EXPECT_LT((q - q64).abs().max().item<double>(), 1e-6) << head_dim;
+    EXPECT_LT((k - k64).abs().max().item<double>(), 1e-6) << head_dim;
+    EXPECT_TRUE(torch::equal(v.to(torch::kFloat64), v64)) << head_dim;
+  }
+  const RopeTable table = rope_table(torch::arange(20), rope_frequencies(config_with(16, 1e4)));
+  const Tensor qkv = torch::randn({20, 4 * 16}, torch::requires_grad());
+  const auto [q, k, v] = split_and_rotate(qkv, table, 2, 1);
+  // The gradient of a sum is one number, expanded.
+  const Tensor gradient = torch::autograd::grad({q.sum() + k.sum() + v.sum()}, {qkv})[0];
+  const auto [cos, sin] = std::pair{table.cos.view({20, 8}), table.sin.view({20, 8})};
+  const Tensor turned_back = torch::cat({cos + sin, cos - sin}, 1);
+  EXPECT_TRUE(torch::allclose(gradient, torch::cat({turned_back, turned_back, turned_back, torch::ones({20, 16})}, 1)));
 }
 
 TEST(Recompute, SameValuesAndGradients) {

@@ -120,7 +120,6 @@ void AttendProblem::run_portable() const {
     const torch::NoGradGuard no_gradients;
     portable();
   }
-  lm::synchronize(device_);
 }
 
 void AttendProblem::run_moba() const {
@@ -135,7 +134,6 @@ void AttendProblem::run_moba() const {
     const torch::NoGradGuard no_gradients;
     moba();
   }
-  lm::synchronize(device_);
 }
 
 void AttendProblem::run_dense() const {
@@ -153,6 +151,9 @@ void AttendProblem::run_dense() const {
     const torch::NoGradGuard no_gradients;
     dense();
   }
+}
+
+void AttendProblem::wait() const {
   lm::synchronize(device_);
 }
 

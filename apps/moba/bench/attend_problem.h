@@ -45,11 +45,13 @@ class AttendProblem {
   std::tuple<torch::Tensor, torch::Tensor> moba() const;
   /// torch's dense attention, every key up to the row's own: out [1, H, rows, D]. Not for decode.
   torch::Tensor dense() const;
-  /// The pass that is timed, and a wait for the device.
+  /// The pass that is timed. A GPU may still be at it on return: wait() waits.
   void run_moba() const;
   void run_dense() const;
   /// The same by the portable backend. Not for decode, nor for the kind "full".
   void run_portable() const;
+  void wait() const;
+  bool is_cuda() const { return device_.is_cuda(); }
 
   /// Throws moba::Error (kMismatch) where sampled rows and heads differ from the reference by more than the dtype
   /// allows; returns the greatest error, relative to the greatest value.

@@ -13,6 +13,8 @@ struct SpeedGoal {
   double at_least = 0, aim = 0;
   std::string simd_level;  // the limit of ours; empty for none
   std::string name() const;
+  /// The same without the length: what the points of one curve have in common.
+  std::string series() const;
 };
 
 std::vector<SpeedGoal> speed_goals();

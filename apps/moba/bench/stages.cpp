@@ -78,6 +78,14 @@ std::vector<Stage> measure_stages(const AttendCase& problem, torch::Device devic
   const torch::Tensor offsets_k = torch::tensor({std::int64_t{0}, problem.n}, torch::kInt64).to(device);
   const PackedBatch batch{view_of(offsets_q), view_of(offsets_k), rows, problem.n};
 
+  // A GPU's verbs are issued one behind the other: waiting for each would count the host's way there and back.
+  const auto wait = [&] { lm::synchronize(device); };
+  const auto timed = [&](std::int64_t count, const auto& work) {
+    const int times = static_cast<int>(count);
+    wait();
+    return device.is_cuda() ? queued_milliseconds(times, work, wait) : milliseconds(times, work);
+  };
+
   torch_ops::Engine engine(k);
   Context& context = engine.context();
   const Backend& backend = engine.backend();
@@ -97,27 +105,24 @@ std::vector<Stage> measure_stages(const AttendCase& problem, torch::Device devic
     selection.blocks = view_of(blocks);
     const auto pooled = [&](std::int64_t) {
       pool(context, backend, {view_of(k), batch, problem.block_size, view_of(representatives)});
-      lm::synchronize(device);
     };
     pooled(0);
     // A cache keeps its representatives; one shot pools them anew.
     if (!decode) {
-      stages.push_back({"pool", milliseconds(repeats, pooled), 0, gbyte({k, representatives})});
+      stages.push_back({"pool", timed(repeats, pooled), 0, gbyte({k, representatives})});
     }
     const auto choose = [&](std::int64_t turn) {
       const torch::Tensor q = query(turn);
       select(context, backend, options, view_of(q), view_of(k), view_of(representatives), batch, selection);
-      lm::synchronize(device);
     };
     choose(0);
-    stages.push_back({"select", milliseconds(static_cast<int>(calls), choose), 2e-9 * pairs.blocks * heads * dim,
+    stages.push_back({"select", timed(calls, choose), 2e-9 * pairs.blocks * heads * dim,
                       gbyte({query(0), representatives, blocks})});
   }
   const auto attended = [&](std::int64_t turn) {
     const torch::Tensor q = query(turn);
     attend(context, backend,
            {view_of(q), view_of(k), view_of(v), batch, selection, options.softmax_scale, {view_of(out), view_of(lse)}});
-    lm::synchronize(device);
   };
   attended(0);
   // Decode reads the keys of every key/value head that one of its query heads sees: at least those of one of them.
@@ -130,11 +135,11 @@ std::vector<Stage> measure_stages(const AttendCase& problem, torch::Device devic
         const torch::Tensor q = query(turn);
         select(context, backend, options, view_of(q), view_of(k), view_of(representatives), batch, selection);
       }
-      times.push_back(milliseconds(1, [&](std::int64_t) { attended(turn); }));
+      times.push_back(timed(1, [&](std::int64_t) { attended(turn); }));
     }
     attend_ms = median(std::move(times));
   } else {
-    attend_ms = milliseconds(repeats, attended);
+    attend_ms = timed(repeats, attended);
   }
   // Written once and read once, beside the gathered query.
   const double partials =
@@ -160,13 +165,22 @@ std::vector<Stage> measure_stages(const AttendCase& problem, torch::Device devic
                        view_of(dq),
                        view_of(dk),
                        view_of(dv)});
-      lm::synchronize(device);
     };
-    stages.push_back({"attend_backward", milliseconds(repeats, backward), 10e-9 * pairs.keys * heads * dim,
+    backward(0);
+    stages.push_back({"attend_backward", timed(repeats, backward), 10e-9 * pairs.keys * heads * dim,
                       gbyte({queries, k, v, out, dout, dq, dk, dv}) + partials * 4 / 3});
   }
   return stages;
 }
+
+namespace {
+
+std::string rate_text(double gflops) {
+  constexpr double kTera = 1000;
+  return gflops >= 10 * kTera ? fmt::format("{:.1f} TFLOP/s", gflops / kTera) : fmt::format("{:.1f} GFLOP/s", gflops);
+}
+
+}  // namespace
 
 std::string stage_table(const std::vector<Stage>& stages, const Ceiling& ceiling) {
   double total = 0;
@@ -174,10 +188,11 @@ std::string stage_table(const std::vector<Stage>& stages, const Ceiling& ceiling
   std::string table;
   for (const Stage& stage : stages) {
     table += fmt::format(
-        "    {:<16} {:>10.3f} ms {:>4.0f}%  {:>8.1f} GFLOP/s {:>4.0f}% of the matrix rate  {:>6.1f} GB/s "
+        "    {:<16} {:>10.3f} ms {:>4.0f}%  {:>14} {:>4.0f}% of the matrix rate  {:>6.1f} GB/s "
         "{:>4.0f}% of the read rate  {:>5.1f}x its floor\n",
-        stage.verb, stage.ms, 100 * stage.ms / total, stage.gflops(), 100 * stage.gflops() / ceiling.gemm_gflops,
-        stage.gbs(), 100 * stage.gbs() / ceiling.read_gbs, stage.over_floor(ceiling));
+        stage.verb, stage.ms, 100 * stage.ms / total, rate_text(stage.gflops()),
+        100 * stage.gflops() / ceiling.gemm_gflops, stage.gbs(), 100 * stage.gbs() / ceiling.read_gbs,
+        stage.over_floor(ceiling));
   }
   return table;
 }

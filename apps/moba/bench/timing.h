@@ -25,4 +25,16 @@ double milliseconds(int calls, const Work& work) {
   return median(times);
 }
 
+/// Milliseconds of one of `calls` >= 1 calls of work(i) that are issued one behind the other, then waited for: how a
+/// device that runs behind the host is used.
+template <class Work, class Wait>
+double queued_milliseconds(int calls, const Work& work, const Wait& wait) {
+  return milliseconds(1,
+                      [&](int) {
+                        for (int i = 0; i < calls; ++i) work(i);
+                        wait();
+                      }) /
+         calls;
+}
+
 }  // namespace moba::app

@@ -10,6 +10,7 @@
 
 #include "bench/attend_problem.h"
 #include "bench/ceiling.h"
+#include "bench/speed_curve.h"
 #include "bench/speed_table.h"
 #include "bench/stages.h"
 #include "bench/timing.h"
@@ -39,7 +40,7 @@ struct BenchFlags {
   int repeats = 5;
   bool quick = false, stages = false, goals = false;
   std::string simd_level;
-  std::string json, svg;
+  std::string json, svg, curve;
 };
 
 struct BenchRow {
@@ -108,6 +109,12 @@ const char* choose_baseline(const std::string& dtype, torch::Device device) {
   return "torch_cudnn";
 }
 
+/// Milliseconds of a call: the median of calls on a CPU; on a GPU the mean of calls that do not wait for each other.
+template <class Run>
+double sample(const AttendProblem& work, int calls, const Run& run) {
+  return work.is_cuda() ? queued_milliseconds(calls, run, [&] { work.wait(); }) : milliseconds(calls, run);
+}
+
 /// Checks, warms up, then takes turns, so that a machine that grows slower or busier meets both alike. `sampled` is
 /// called after each turn.
 template <class Sampled>
@@ -115,19 +122,23 @@ BenchRow measure(const SpeedGoal& goal, torch::Device device, int repeats, const
   limit_simd_level(goal.simd_level.empty() ? nullptr : goal.simd_level.c_str());
   const AttendProblem work(goal.problem, device);
   BenchRow row{.goal = goal, .error = work.verify()};
-  const double warm = milliseconds(1, [&](int) { work.run_moba(); });
-  work.run_dense();
+  const auto wait = [&] { work.wait(); };
+  work.run_moba();
+  const double warm = queued_milliseconds(
+      1, [&](int) { work.run_moba(); }, wait);
+  queued_milliseconds(
+      1, [&](int) { work.run_dense(); }, wait);
   // A sample of at least 20 ms, so that one interruption matters little.
   const int calls = std::clamp(static_cast<int>(20.0 / std::max(warm, 1e-3)), 1, 200);
   std::vector<double> ours, dense;
   for (int i = 0; i < repeats; ++i) {
-    ours.push_back(milliseconds(calls, [&](int) { work.run_moba(); }));
-    dense.push_back(milliseconds(calls, [&](int) { work.run_dense(); }));
+    ours.push_back(sample(work, calls, [&](int) { work.run_moba(); }));
+    dense.push_back(sample(work, calls, [&](int) { work.run_dense(); }));
     sampled();
   }
   if (times_portable(goal.problem, device)) {
     work.run_portable();
-    row.portable_ms = milliseconds(3, [&](int) { work.run_portable(); });
+    row.portable_ms = sample(work, 3, [&](int) { work.run_portable(); });
   }
   row.ms = median(ours);
   row.baseline_ms = median(dense);
@@ -198,7 +209,7 @@ std::string row_line(const BenchRow& row) {
 }
 
 int run_attend(const BenchFlags& flags) {
-  for (const std::string* path : {&flags.json, &flags.svg}) {
+  for (const std::string* path : {&flags.json, &flags.svg, &flags.curve}) {
     if (!path->empty()) lm::check_output_path(*path);
   }
   const torch::Device device = flags.device.apply();
@@ -217,11 +228,17 @@ int run_attend(const BenchFlags& flags) {
       machine_line(device.is_cuda()), flags.repeats, device.is_cuda() ? " (cuDNN for 16 bits)" : "", "pass", "n",
       "heads", "d", "B", "k", "dtype", "ms", "torch ms", "ratio"));
   if (device.is_cpu() && has_matrix_tiles()) {
-    print("  This processor has AMX, which torch uses and libmoba does not: the goals do not apply to it.\n");
+    print(
+        torch_uses_matrix_tiles()
+            ? fmt::format("  This processor has AMX, which torch uses and libmoba does not: the goals do not apply to "
+                          "it.\n  With {} in the environment\n  torch does without it, and they do.\n",
+                          kWithoutMatrixTiles)
+            : "  The environment has torch do without this processor's AMX, as libmoba does: the goals apply.\n");
   }
   Ceiling ceiling;
   std::string ceiling_dtype;
   std::vector<SpeedBar> bars;
+  std::vector<CurvePoint> points;
   std::int64_t samples = 0;
   const auto total = static_cast<std::int64_t>(cases.size()) * flags.repeats;
   for (const SpeedGoal& goal : cases) {
@@ -236,6 +253,7 @@ int run_attend(const BenchFlags& flags) {
     if (flags.stages) print(stage_table(row.stages, ceiling));
     json["rows"].push_back(to_json(row, baseline, ceiling));
     bars.push_back({goal.name(), goal.at_least, goal.aim, row.ratio()});
+    points.push_back({goal.series(), goal.problem.n, row.ms, row.baseline_ms, row.portable_ms});
   }
   limit_simd_level(nullptr);
   if (flags.stages) {
@@ -252,6 +270,15 @@ int run_attend(const BenchFlags& flags) {
   write_json(flags.json, json);
   if (!flags.svg.empty()) {
     lm::write_file_atomically(flags.svg, speed_table_svg(bars, machine_line(device.is_cuda()) + ", " + utc_now()));
+  }
+  if (!flags.curve.empty()) {
+    const std::string picture = speed_curve_svg(points, machine_line(device.is_cuda()) + ", " + utc_now());
+    if (picture.empty()) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "--curve " + flags.curve +
+                      ": no problem was measured at two lengths, so there is no curve. Name several: --n 8192,32768.");
+    }
+    lm::write_file_atomically(flags.curve, picture);
   }
   return kSuccess;
 }
@@ -308,6 +335,8 @@ void add_attend(CLI::App& bench, Action& action) {
   command->add_flag("--quick", flags->quick, "One short problem unless others are named");
   command->add_option("--json", flags->json, "Write the result to this file")->type_name("OUT");
   command->add_option("--svg", flags->svg, "Write the ratios as a picture to this file")->type_name("OUT");
+  command->add_option("--curve", flags->curve, "Write the times over the lengths as a picture to this file")
+      ->type_name("OUT");
   flags->device.declare(*command);
   command->footer(
       "Every answer is compared with the double-precision reference on sampled rows and heads before it is timed;\n"
@@ -332,6 +361,7 @@ void add_bench(CLI::App& program, Action& action) {
   command->require_subcommand(1);
   add_attend(*command, action);
   add_bench_decode(*command, action);
+  add_bench_model(*command, action);
 }
 
 }  // namespace moba::app

@@ -88,7 +88,12 @@ void look_at_cpu(Findings& findings) {
   findings.fact("features", cpu_features());
   findings.fact("SIMD level", fmt::format("{} (built in: {})", simd_level(), fmt::join(compiled_simd_levels(), ", ")));
   if (has_matrix_tiles()) {
-    findings.fact("AMX", "torch uses it and libmoba does not: the published ratios to torch do not apply here");
+    findings.fact("AMX", torch_uses_matrix_tiles()
+                             ? "torch uses it and libmoba does not: the published ratios to torch do not apply here"
+                             : "the environment has torch do without it, as libmoba does");
+    if (torch_uses_matrix_tiles()) {
+      findings.fact("", fmt::format("with {} they do", kWithoutMatrixTiles));
+    }
   }
   findings.fact("cores",
                 fmt::format("{} seen, {} threads used", std::thread::hardware_concurrency(), at::get_num_threads()));

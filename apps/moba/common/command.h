@@ -16,6 +16,7 @@ void add_generate(CLI::App& program, Action& action);
 void add_needle(CLI::App& program, Action& action);
 void add_bench(CLI::App& program, Action& action);
 void add_bench_decode(CLI::App& bench, Action& action);
+void add_bench_model(CLI::App& bench, Action& action);
 void add_check(CLI::App& program, Action& action);
 void add_doctor(CLI::App& program, Action& action);
 

@@ -14,7 +14,8 @@ constinit const PairKernels kTable = {
     .dot_lanes = dot_lanes,
     .dot_row = dot_row,
     .add_row = add_row,
-    .keep_best = keep_best,
+    .rank_scores = rank_scores,
+    .mark_scores = mark_scores,
 };
 
 }  // namespace moba::cpu::avx512_bf16

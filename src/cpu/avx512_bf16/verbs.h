@@ -17,7 +17,8 @@ void softmax_backward(const PairTile& tile, const float* dp, const PairTerms& te
 void dot_lanes(const Pair* a, const Pair* b, std::int64_t pairs, float* dst);
 void dot_row(const PairSource& keys, const std::uint16_t* query, float scale, float* scores);
 void add_row(const PairSource& values, const float* weights, float* out);
-void keep_best(const float* scores, std::int64_t blocks, std::int32_t first, const std::int32_t* past,
-               std::int64_t lanes, std::int64_t slots, float* kept_scores, std::int32_t* kept_blocks);
+void rank_scores(const float* scores, std::int64_t blocks, std::int64_t lanes, std::int64_t places, float* best);
+void mark_scores(const float* scores, std::int64_t blocks, const float* least, std::int64_t lanes, std::int64_t words,
+                 std::uint64_t* marks, std::int32_t* counts);
 
 }  // namespace moba::cpu::avx512_bf16

@@ -60,8 +60,8 @@ struct RowState {
     for (int i = 0; i < 2; ++i) {
       const float total = quad_sum(sum[i]);
       const bool empty = maximum[i] == minus_infinity() && total == 0.0f;
-      factor[i] = empty ? 0.0f : 1.0f / total;
-      lse[i] = empty ? minus_infinity() : maximum[i] * softmax_scale + logf(total);
+      factor[i] = empty ? 0.0f : __fdividef(1.0f, total);
+      lse[i] = empty ? minus_infinity() : fmaf(maximum[i], softmax_scale, __logf(total));
     }
   }
 };

@@ -67,7 +67,16 @@ template <Major kMajor>
 __device__ __forceinline__ std::uint64_t at_step(std::uint64_t descriptor, int rows, int step) {
   const int bytes =
       kMajor == Major::K ? (step >> 2) * rows * kPanelRowBytes + (step & 3) * 32 : step * 16 * kPanelRowBytes;
-  return descriptor + static_cast<std::uint64_t>(bytes >> 4);
+  // Within the lower half: shared memory ends long before 2^18 bytes.
+  const std::uint32_t low = static_cast<std::uint32_t>(descriptor) + static_cast<std::uint32_t>(bytes >> 4);
+  return (descriptor & ~std::uint64_t{0xffffffffu}) | low;
+}
+
+/// A descriptor that depends on what was read from memory, made known to the compiler as the same in all lanes, so
+/// that its steps are counted in uniform registers.
+__device__ __forceinline__ std::uint64_t uniform_descriptor(std::uint64_t descriptor) {
+  const std::uint32_t low = __shfl_sync(0xffffffffu, static_cast<std::uint32_t>(descriptor), 0);
+  return (descriptor & ~std::uint64_t{0xffffffffu}) | low;
 }
 
 /// Before the first wgmma, and before one that uses registers or accumulators that other code wrote.

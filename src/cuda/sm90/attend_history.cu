@@ -1,8 +1,8 @@
 // Attention of gathered query rows over the past block that they chose.
 //
-// A work item is a block and some of the rows that chose it. Its rows are taken 128 at a time: one warpgroup gathers
-// them with 16-byte copies, up to three tiles ahead, and orders K and V of the block from the copy engine; two
-// warpgroups multiply, 64 rows each. A block that fits one tile of keys stays in shared memory for all tiles of the
+// A work item is a block and some of the rows that chose it; thread blocks take one after the other from a counter. Its
+// rows are taken 128 at a time: three warps gather them with 16-byte copies, up to three tiles ahead, another orders K
+// and V of the block from the copy engine; two warpgroups multiply, 64 rows each. A block that fits one tile of keys stays in shared memory for all tiles of the
 // item; a larger one streams through a ring once for every 128 rows. To the multiplying warpgroups all this is one
 // sequence of steps (a tile of rows, a tile of keys): the product S = Q K^T of a step runs beside O += P V of the one
 // before, across tiles and items, and the two warpgroups take turns so that one's exponentials hide behind the
@@ -52,7 +52,7 @@ __device__ __forceinline__ void clear_tail(T* v, int keys, int group) {
   named_sync(1 + group, 128);
 }
 
-/// Rows of the accumulator, scaled, to their places among the partial results.
+/// Rows of the accumulator, scaled, to their places among the partial results, in the order of Partials.
 template <class T, int kDim>
 __device__ __forceinline__ void store_rows(const Partials& partials, const std::uint32_t (&places)[2],
                                            const float (&o)[kDim / 2], const float (&factor)[2],
@@ -70,7 +70,6 @@ __device__ __forceinline__ void store_rows(const Partials& partials, const std::
         const int at = 4 * (4 * part + j) + 2 * i;
         words[j] = pack<T>(o[at] * factor[i], o[at + 1] * factor[i]);
       }
-      quad_transpose(words);
       if (valid) {
         // Read once, by another kernel: Q, K and V shall stay in the L2 cache instead.
         __stcs(reinterpret_cast<uint4*>(out + part * 32 + lane * 8), uint4{words[0], words[1], words[2], words[3]});
@@ -108,18 +107,20 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
 
   const auto begin_tile = [&] {  // returns what came; its rows are in storage.q[q_place.stage]
     storage.q_full[q_place.stage].wait(q_place.parity);
-    fence_async_proxy();  // the rows came through cp.async
     return storage.info[q_place.stage];
   };
   const auto read_places = [&](std::uint32_t(&to)[2]) {
     to[0] = storage.place[q_place.stage][row];
     to[1] = storage.place[q_place.stage][row + 8];
   };
-  const auto query_key = [&] {
+  const auto queries = [&] {
+    return uniform_descriptor(tile_descriptor<Major::K>(storage.q[q_place.stage], kRows, group * 64));
+  };
+  const auto keys = [&] { return uniform_descriptor(tile_descriptor<Major::K>(storage.k[k_place.stage], kKeys)); };
+  const auto values = [&] { return uniform_descriptor(tile_descriptor<Major::MN>(storage.v[v_place.stage], kKeys)); };
+  const auto query_key = [&](std::uint64_t q_tile, std::uint64_t k_tile) {
     wgmma_fence();
-    wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(
-        scores, tile_descriptor<Major::K>(storage.q[q_place.stage], kRows, group * 64), kRows,
-        tile_descriptor<Major::K>(storage.k[k_place.stage], kKeys), kKeys, false);
+    wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(scores, q_tile, kRows, k_tile, kKeys, false);
     wgmma_commit();
   };
   const auto after_query_key = [&](const TileInfo& of, int of_key_tile) {
@@ -140,10 +141,9 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
       clear_tail<T, kDim, kKeys>(storage.v[v_place.stage], tile.tail, group);
     }
   };
-  const auto probability_value = [&] {
+  const auto probability_value = [&](std::uint64_t v_tile) {
     wgmma_fence();
-    wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, tile_descriptor<Major::MN>(storage.v[v_place.stage], kKeys),
-                                                kKeys, key_tile > 0);
+    wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, v_tile, kKeys, key_tile > 0);
     wgmma_commit();
   };
   const auto after_probability_value = [&] {
@@ -161,7 +161,7 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
   if (tile.key_tiles == 0) return;
   read_places(places);
   storage.k_full[k_place.stage].wait(k_place.parity);
-  query_key();
+  query_key(queries(), keys());
   wgmma_wait<0>();
   hold_registers(scores);
   after_query_key(tile, 0);
@@ -178,10 +178,11 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
     }
     const int next_key_tile = ends ? 0 : key_tile + 1;
     if (next.keys_arrive()) storage.k_full[k_place.stage].wait(k_place.parity);
+    const std::uint64_t q_tile = queries(), k_tile = keys(), v_tile = values();
     wait_for_turn();
-    query_key();
+    query_key(q_tile, k_tile);
     wait_for_values();
-    probability_value();
+    probability_value(v_tile);
     pass_turn();
     wgmma_wait<1>();
     hold_registers(scores);
@@ -203,7 +204,7 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
     key_tile = next_key_tile;
   }
   wait_for_values();
-  probability_value();
+  probability_value(values());
   wgmma_wait<0>();
   hold_registers(o);
   store(state);
@@ -220,8 +221,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_map(&k_map);
     prefetch_map(&v_map);
     for (int i = 0; i < kQueryStages; ++i) {
-      storage.q_full[i].init(2 * 128);  // copies and stores of each producer
+      storage.q_full[i].init(32 * kGatherWarps);
       storage.q_empty[i].init(kConsumerWarps);
+    }
+    for (int i = 0; i < kUnitStages; ++i) {
+      storage.unit_full[i].init(1);
+      storage.unit_empty[i].init(kGatherWarps + 1);
     }
     for (int i = 0; i < kKeyStages; ++i) {
       storage.k_full[i].init(1);
@@ -234,7 +239,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<kProducerRegisters>();
-    produce<T, kDim, kKeys>(args, k_map, v_map, storage);
+    if (threadIdx.x >= 32) {
+      produce_rows<T, kDim, kKeys>(args, storage);
+    } else if (threadIdx.x == 0) {
+      produce_keys<T, kDim, kKeys>(args, k_map, v_map, storage);
+    }
   } else {
     take_registers<kConsumerRegisters>();
     consume<T, kDim, kKeys>(args, storage);

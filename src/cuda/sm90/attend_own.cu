@@ -11,6 +11,7 @@
 #include "cuda/device/softmax.cuh"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/instances.h"
+#include "cuda/sm90/sequence_lookup.cuh"
 
 namespace moba::cuda {
 namespace {
@@ -101,6 +102,97 @@ __device__ __noinline__ void attend_row_alone(const OwnArgs& args, const T* q, c
   *lse = empty ? minus_infinity() : maximum + logf(sum);
 }
 
+/// Partial results are fetched into L2 this many slots before they are read, the first while the products run.
+constexpr std::int32_t kSlotsAhead = 3;
+
+/// The two rows of a thread: `packed`, and the one `distance` rows behind it. Rows that are not valid stand for the
+/// tile's first and are never stored.
+struct RowPair {
+  std::int64_t packed;
+  std::int32_t distance;
+  bool valid[2];
+};
+
+/// Adds the rows' partial results, slot by slot, to their own (o, normalised, and lse), and writes out and lse.
+template <class T, int kDim>
+__device__ __forceinline__ void merge_and_store(const OwnArgs& args, std::int32_t head, const RowPair& rows,
+                                                float (&o)[kDim / 2], const float (&lse)[2]) {
+  const Partials& partials = args.partials;
+  const int lane = threadIdx.x % 4;
+  const auto has_partial = [](float value) { return __float_as_uint(value) != 0xffffffffu; };
+  const std::int64_t place = partials.place(rows.packed - partials.first_row, head);
+  const float* slot_lse = partials.lse + place;
+  const T* slot_out = static_cast<const T*>(partials.out) + place * kDim + lane * 8;
+  const std::int32_t between = rows.distance * partials.budget;  // slots from row 0 to row 1
+  float offset[2], total[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float maximum = lse[i];
+    for (std::int32_t slot = 0; slot < partials.budget; ++slot) {
+      const float value = __ldg(slot_lse + i * between + slot);
+      if (has_partial(value)) maximum = fmaxf(maximum, value);
+    }
+    offset[i] = maximum == minus_infinity() ? 0.0f : maximum;
+    total[i] = exp2_fast((lse[i] - offset[i]) * kLog2E);
+  }
+#pragma unroll
+  for (int j = 0; j < kDim / 2; ++j) o[j] = total[j >> 1 & 1] == 0.0f ? 0.0f : o[j] * total[j >> 1 & 1];
+  // Partial results lie in the order of the accumulator.
+  for (std::int32_t slot = 0; slot < partials.budget; ++slot, ++slot_lse, slot_out += kDim) {
+    uint4 words[2][kDim / 32];
+    float weight[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float value = __ldg(slot_lse + i * between);
+      weight[i] = has_partial(value) ? exp2_fast((value - offset[i]) * kLog2E) : 0.0f;
+      total[i] += weight[i];
+      const T* from = slot_out + i * between * kDim;
+      if (slot + kSlotsAhead < partials.budget && lane < kDim / 64) {
+        prefetch_line(from - lane * 8 + kSlotsAhead * kDim + lane * 64);
+      }
+#pragma unroll
+      for (int part = 0; part < kDim / 32; ++part) {
+        words[i][part] = weight[i] == 0.0f ? uint4{} : __ldcs(reinterpret_cast<const uint4*>(from + part * 32));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int part = 0; part < kDim / 32; ++part) {
+        const std::uint32_t word[4] = {words[i][part].x, words[i][part].y, words[i][part].z, words[i][part].w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float2 pair = unpack<T>(word[j]);
+          const int at = 4 * (4 * part + j) + 2 * i;
+          o[at] = fmaf(weight[i], pair.x, o[at]);
+          o[at + 1] = fmaf(weight[i], pair.y, o[at + 1]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float inverse = total[i] == 0.0f ? 0.0f : 1.0f / total[i];
+    const std::int64_t row = rows.packed + i * rows.distance;
+    T* out = static_cast<T*>(args.out) + row * args.out_row_stride + head * args.out_head_stride + lane * 8;
+#pragma unroll
+    for (int part = 0; part < kDim / 32; ++part) {
+      std::uint32_t word[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = 4 * (4 * part + j) + 2 * i;
+        word[j] = pack<T>(o[at] * inverse, o[at + 1] * inverse);
+      }
+      quad_transpose(word);  // whole groups of eight columns
+      if (rows.valid[i]) *reinterpret_cast<uint4*>(out + part * 32) = uint4{word[0], word[1], word[2], word[3]};
+    }
+    if (rows.valid[i] && lane == 0) {
+      args.lse[head * args.lse_head_stride + row] =
+          total[i] == 0.0f ? minus_infinity() : offset[i] + logf(total[i]);
+    }
+  }
+}
+
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     attend_own_kernel(const __grid_constant__ OwnArgs args, const __grid_constant__ CUtensorMap q_map,
@@ -148,6 +240,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row_in_tile[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
+  RowPair rows;
+  rows.valid[0] = row_in_tile[0] < tile.rows, rows.valid[1] = row_in_tile[1] < tile.rows;
+  rows.packed = tile.row + (rows.valid[0] ? row_in_tile[0] : 0);
+  rows.distance = rows.valid[1] ? row_in_tile[1] - row_in_tile[0] : 0;
+  if (args.partials.budget > 0 && lane < 16 && warp * 16 + lane < tile.rows) {
+    const Partials& partials = args.partials;
+    const std::int64_t place = partials.place(tile.row + warp * 16 + lane - partials.first_row, head);
+    prefetch_bytes(static_cast<const T*>(partials.out) + place * kDim,
+                   min(partials.budget, kSlotsAhead) * kDim * static_cast<int>(sizeof(T)));
+  }
   const OwnKeys own[2] = {own_keys(row_in_tile[0]), own_keys(row_in_tile[1])};
   const OwnKeys first_own = own_keys(0), last_own = own_keys(kRows - 1);
   const float scale_log2 = args.softmax_scale * kLog2E;
@@ -237,89 +339,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     }
   }
 
-  // Each lane exchanges its columns for whole groups of 8, so that partial results and out move in 16-byte pieces.
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const bool valid = row_in_tile[i] < tile.rows;
-    const std::int64_t row = tile.row + (valid ? row_in_tile[i] : 0);
-    float mine[kDim / 32][8];
-#pragma unroll
-    for (int part = 0; part < kDim / 32; ++part) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        float words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) words[j] = o[4 * (4 * part + j) + 2 * i + c];
-        quad_transpose(words);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) mine[part][2 * j + c] = words[j];
-      }
-    }
-    const Partials& partials = args.partials;
-    const std::int64_t place = partials.place(row - partials.first_row, head);
-    const float* slot_lse = partials.lse + place;
-    const auto has_partial = [](float value) { return __float_as_uint(value) != 0xffffffffu; };
-    float maximum = lse[i];
-    for (int slot = 0; slot < partials.budget; ++slot) {
-      const float value = __ldg(slot_lse + slot);
-      if (has_partial(value)) maximum = fmaxf(maximum, value);
-    }
-    const float offset = maximum == minus_infinity() ? 0.0f : maximum;
-    float total = exp2_fast((lse[i] - offset) * kLog2E);
-#pragma unroll
-    for (int part = 0; part < kDim / 32; ++part) {
-#pragma unroll
-      for (int c = 0; c < 8; ++c) mine[part][c] = total == 0.0f ? 0.0f : mine[part][c] * total;
-    }
-    const T* slot_out = static_cast<const T*>(partials.out) + place * kDim + lane % 4 * 8;
-#pragma unroll 2
-    for (int slot = 0; slot < partials.budget; ++slot, slot_out += kDim) {
-      const float value = __ldg(slot_lse + slot);
-      const float weight = has_partial(value) ? exp2_fast((value - offset) * kLog2E) : 0.0f;
-      if (weight == 0.0f) continue;
-      total += weight;
-#pragma unroll
-      for (int part = 0; part < kDim / 32; ++part) {
-        const uint4 words = __ldcs(reinterpret_cast<const uint4*>(slot_out + part * 32));
-        const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float2 pair = unpack<T>(word[j]);
-          mine[part][2 * j] = fmaf(weight, pair.x, mine[part][2 * j]);
-          mine[part][2 * j + 1] = fmaf(weight, pair.y, mine[part][2 * j + 1]);
-        }
-      }
-    }
-    const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-    if (!valid) continue;
-    T* out = static_cast<T*>(args.out) + row * args.out_row_stride + head * args.out_head_stride + lane % 4 * 8;
-#pragma unroll
-    for (int part = 0; part < kDim / 32; ++part) {
-      std::uint32_t word[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) word[j] = pack<T>(mine[part][2 * j] * inverse, mine[part][2 * j + 1] * inverse);
-      *reinterpret_cast<uint4*>(out + part * 32) = uint4{word[0], word[1], word[2], word[3]};
-    }
-    if (lane % 4 == 0) {
-      args.lse[head * args.lse_head_stride + row] = total == 0.0f ? minus_infinity() : offset + logf(total);
-    }
-  }
+  merge_and_store<T, kDim>(args, head, rows, o, lse);
 }
 
 template <class T, int kDim>
 __global__ void fill_unheld_rows_kernel(const __grid_constant__ OwnArgs args, std::int64_t rows, std::int32_t heads) {
   for (std::int64_t row = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; row < rows;
        row += gridDim.x * std::int64_t{blockDim.x}) {
-    std::int64_t low = 0, high = args.sequence_count;  // the first sequence that begins after the row
-    while (low < high) {
-      const std::int64_t middle = low + (high - low) / 2;
-      if (args.sequences[middle].q_begin <= row) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    if (low > 0 && row < args.sequences[low - 1].q_begin + args.sequences[low - 1].q_length) continue;
+    if (sequence_of_row(args.sequences, args.sequence_count, row) >= 0) continue;
     for (std::int32_t head = 0; head < heads; ++head) {
       T* out = static_cast<T*>(args.out) + row * args.out_row_stride + head * args.out_head_stride;
       for (int i = 0; i < kDim; i += 8) *reinterpret_cast<uint4*>(out + i) = uint4{0, 0, 0, 0};

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) list_items_kernel(const BackwardChun
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   int tiles = 0, parts = 0;
   if (index < chunk.units()) {
-    const Unit unit(chunk, index);
+    const Unit unit(chunk, static_cast<std::uint32_t>(index));
     if (unit.keys > 0) {
       tiles = static_cast<int>(tiles_of(chunk, unit, tile_rows));
       // A unit without rows still has to write its zeros, unless sums over all row chunks start as zero.

@@ -7,6 +7,7 @@
 #include "cuda/instances.h"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/backward_tiles.cuh"
+#include "cuda/sm90/sequence_lookup.cuh"
 
 namespace moba::cuda {
 namespace {
@@ -89,57 +90,63 @@ __global__ void __launch_bounds__(kThreads) row_terms_kernel(const TermsInput in
   }
 }
 
-/// The sequence whose queries hold a packed row, or -1.
-__device__ std::int64_t sequence_of(const BackwardChunk& chunk, std::int64_t row) {
-  std::int64_t low = 0, high = chunk.sequence_count;
-  while (low < high) {
-    const std::int64_t middle = low + (high - low) / 2;
-    if (chunk.sequences[middle].q_begin <= row) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low > 0 && row < chunk.sequences[low - 1].q_begin + chunk.sequences[low - 1].q_length ? low - 1 : -1;
-}
+/// Slots whose places are asked for at once.
+constexpr int kSlotsAtOnce = 8;
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardChunk chunk) {
   using Lanes = RowLanes<kDim>;
   const int lane = Lanes::lane();
-  const std::int64_t heads = static_cast<std::int64_t>(chunk.kv_heads) * chunk.group;
+  const std::uint32_t heads = static_cast<std::uint32_t>(chunk.kv_heads * chunk.group);
+  RowLookup lookup{chunk.sequences, chunk.sequence_count, chunk.block_size};
   for (std::int64_t index = Lanes::first_row(); index < chunk.rows * heads; index += Lanes::step()) {
-    const std::int64_t row = chunk.first_row + index / heads;
-    const std::int64_t head = static_cast<std::int64_t>(chunk.first_kv_head) * chunk.group + index % heads;
+    const std::uint32_t of_chunk = static_cast<std::uint32_t>(index) / heads;  // places are counted in 32 bits
+    const std::int64_t row = chunk.first_row + of_chunk;
+    const std::int64_t head =
+        static_cast<std::int64_t>(chunk.first_kv_head) * chunk.group + (index - std::int64_t{of_chunk} * heads);
+    const int own = static_cast<int>(lookup.own_block(row));
+    const std::int64_t position = row + lookup.shift;
     float sums[8] = {};
-    const std::int64_t s = sequence_of(chunk, row);
-    if (s >= 0) {
-      const SequenceSpan sequence = chunk.sequences[s];
-      const std::int64_t position = row - sequence.q_begin + sequence.k_length - sequence.q_length;
-      if (position >= 0) {
-        const std::int64_t own = position / chunk.block_size;
-        const T* places =
-            static_cast<const T*>(chunk.partials) + index * (chunk.budget + 1) * chunk.unit_tiles * kDim + lane * 8;
-        const std::int32_t* list = chunk.blocks + row * chunk.blocks_row_stride +
-                                   head * chunk.selection_heads / chunk.heads * chunk.blocks_head_stride;
-        const auto add = [&](int slot, int units) {
-          const T* place = places + static_cast<std::int64_t>(slot) * chunk.unit_tiles * kDim;
-#pragma unroll 4
-          for (int unit = 0; unit < units; ++unit) {
-            add_8<T>(sums, __ldcs(reinterpret_cast<const uint4*>(place + static_cast<std::int64_t>(unit) * kDim)));
-          }
-        };
-        std::int64_t previous = -1;  // the rule of for_each_listed_block() in src/sequences.h
-#pragma unroll 4
-        for (int slot = 0; slot < chunk.budget; ++slot) {
-          const std::int64_t block = list[slot];
-          if (block > previous && block < own) {
-            add(slot, chunk.unit_tiles);
-            previous = block;
-          }
+    if (position >= 0) {
+      const T* places =
+          static_cast<const T*>(chunk.partials) + index * (chunk.budget + 1) * chunk.unit_tiles * kDim + lane * 8;
+      const auto place = [&](int slot, int unit) {
+        const std::int64_t at = static_cast<std::int64_t>(slot) * chunk.unit_tiles + unit;
+        return __ldcs(reinterpret_cast<const uint4*>(places + at * kDim));
+      };
+      const std::int32_t* list = chunk.blocks + row * chunk.blocks_row_stride +
+                                 head * chunk.selection_heads / chunk.heads * chunk.blocks_head_stride;
+      int previous = -1;  // the rule of for_each_listed_block() in src/sequences.h
+      for (int first = 0; first < chunk.budget; first += kSlotsAtOnce) {
+        int blocks[kSlotsAtOnce];
+#pragma unroll
+        for (int i = 0; i < kSlotsAtOnce; ++i) blocks[i] = first + i < chunk.budget ? list[first + i] : -1;
+        std::uint32_t listed = 0;
+#pragma unroll
+        for (int i = 0; i < kSlotsAtOnce; ++i) {
+          if (blocks[i] <= previous || blocks[i] >= own) continue;
+          listed |= 1u << i;
+          previous = blocks[i];
         }
-        add(chunk.budget, static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1);
+        if (chunk.unit_tiles == 1) {
+          uint4 parts[kSlotsAtOnce] = {};
+#pragma unroll
+          for (int i = 0; i < kSlotsAtOnce; ++i) {
+            if (listed >> i & 1u) parts[i] = place(first + i, 0);
+          }
+#pragma unroll
+          for (int i = 0; i < kSlotsAtOnce; ++i) add_8<T>(sums, parts[i]);
+          continue;
+        }
+        for (; listed != 0; listed &= listed - 1) {
+          const int slot = first + __ffs(static_cast<int>(listed)) - 1;
+#pragma unroll 4
+          for (int unit = 0; unit < chunk.unit_tiles; ++unit) add_8<T>(sums, place(slot, unit));
+        }
       }
+      const int own_units = static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
+#pragma unroll 4
+      for (int unit = 0; unit < own_units; ++unit) add_8<T>(sums, place(chunk.budget, unit));
     }
     store_16<T>(chunk.dq, row, head, lane, sums);
   }

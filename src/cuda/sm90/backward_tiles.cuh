@@ -17,10 +17,13 @@ struct Unit {
   int own_row = 0,
       own_rows = 0;  // rows of the chunk, from chunk.first_row, that stand in the block at or after the unit
 
-  __device__ Unit(const BackwardChunk& chunk, std::int64_t index) {
-    part_of_block = static_cast<int>(index % chunk.unit_tiles);
-    kv_head = chunk.first_kv_head + static_cast<int>(index / chunk.unit_tiles % chunk.kv_heads);
-    block_row = index / chunk.unit_tiles / chunk.kv_heads;
+  /// Units of a head come one after the other, so that its rows stay in the L2 cache.
+  __device__ Unit(const BackwardChunk& chunk, std::uint32_t index) {
+    const std::uint32_t of_head = static_cast<std::uint32_t>(chunk.block_rows) * chunk.unit_tiles;
+    const std::uint32_t head = index / of_head, of_block = (index - head * of_head) / chunk.unit_tiles;
+    kv_head = chunk.first_kv_head + static_cast<int>(head);
+    block_row = of_block;
+    part_of_block = static_cast<int>(index - head * of_head - of_block * chunk.unit_tiles);
     const BlockSpan block = chunk.block_spans[block_row];
     const int before = part_of_block * kUnitKeys;
     first_key = block.first_key + before;

@@ -1,5 +1,5 @@
-// What feeds attend_history_kernel: the layout of its shared memory, the walk over work items, and the warpgroup that
-// gathers query rows and orders keys and values.
+// What feeds attend_history_kernel: the layout of its shared memory, and the warpgroup that takes work, gathers query
+// rows and orders keys and values.
 #pragma once
 
 #include "cuda/attend.h"
@@ -12,8 +12,10 @@ inline constexpr int kRows = 128;                           // query rows of a t
 inline constexpr int kConsumerWarps = 8;                    // two warpgroups
 inline constexpr int kThreads = 128 + kConsumerWarps * 32;  // the producers first
 inline constexpr int kQueryStages = 3;
-inline constexpr int kQueriesAhead = 2;  // tiles of rows ordered before the keys of the current one
 inline constexpr int kKeyStages = 2;
+inline constexpr int kUnitStages = 4;
+inline constexpr int kGatherWarps = 3;  // of the producers; the first warp orders keys and values
+inline constexpr int kGatherRows = 48;  // of a tile by each of them: 48, 48 and 32
 inline constexpr int kProducerRegisters = 72;
 inline constexpr int kConsumerRegisters = 216;  // 128 * 72 + 256 * 216 <= 65536
 inline constexpr std::uint32_t kNoPlace = 0xffffffffu;
@@ -36,62 +38,47 @@ struct HistoryStorage {
   alignas(1024) T v[kKeyStages][kKeys * kDim];
   std::uint32_t place[kQueryStages][kRows];  // of each row's partial result; kNoPlace for none
   TileInfo info[kQueryStages];
+  std::int64_t unit[kUnitStages];  // indices of the units that this thread block works on, in order
+  Barrier unit_full[kUnitStages], unit_empty[kUnitStages];
   Barrier q_full[kQueryStages], q_empty[kQueryStages];
   Barrier k_full[kKeyStages], k_empty[kKeyStages];
   Barrier v_full[kKeyStages], v_empty[kKeyStages];
 };
 
-/// Walks over the tiles of rows of this thread block: units (a work item for one key/value head) and their tiles.
-struct Cursor {
-  const HistoryArgs& args;
-  std::int64_t index, units;
+/// A unit of work: a work item for one key/value head. Where `valid` is false there are no more.
+struct Unit {
+  bool valid;
   WorkItem item;
-  std::int32_t head = 0;  // the first of the unit's query heads
+  std::int32_t head = 0;  // the first of its query heads
   std::int32_t rows = 0;  // entries times query heads
-  std::int32_t tile = 0, tiles = 0;
 
-  __device__ __forceinline__ explicit Cursor(const HistoryArgs& arguments)
-      : args(arguments),
-        index(blockIdx.x),
-        units(static_cast<std::int64_t>(*arguments.item_count) * arguments.groups.units_per_list) {
-    load();
-  }
-  __device__ __forceinline__ bool valid() const { return index < units; }
-  __device__ __forceinline__ void next() {
-    if (++tile < tiles) return;
-    index += gridDim.x;
-    load();
-  }
-  __device__ __forceinline__ int key_tiles(int keys) const { return (item.keys + keys - 1) / keys; }
-
- private:
-  __device__ __forceinline__ void load() {
-    if (!valid()) return;
+  __device__ __forceinline__ Unit(const HistoryArgs& args, std::int64_t index)
+      : valid(index < static_cast<std::int64_t>(*args.item_count) * args.groups.units_per_list) {
+    if (!valid) return;
     const HeadGroups& groups = args.groups;
     const bool one_unit = groups.units_per_list == 1;
     item = args.items[one_unit ? index : index / groups.units_per_list];
     const auto unit = static_cast<std::int32_t>(one_unit ? 0 : index % groups.units_per_list);
     head = (args.first_list + item.list) * groups.heads_per_list + unit * groups.heads_per_unit;
     rows = item.count * groups.heads_per_unit;
-    tile = 0;
-    tiles = (rows + kRows - 1) / kRows;
   }
+  __device__ __forceinline__ int tiles() const { return (rows + kRows - 1) / kRows; }
+  __device__ __forceinline__ int key_tiles(int keys) const { return (item.keys + keys - 1) / keys; }
 };
 
-/// The row that this producer thread looks up in a tile: where q begins and where the partial result goes.
+/// Where the row at `position` of a unit lies in q, and where its partial result goes.
 struct Lookup {
   std::int64_t source = -1;
   std::uint32_t place = kNoPlace;
 
-  __device__ __forceinline__ explicit Lookup(const Cursor& cursor) {
-    if (!cursor.valid()) return;
-    const HistoryArgs& args = cursor.args;
-    const std::int32_t position = cursor.tile * kRows + static_cast<std::int32_t>(threadIdx.x);
-    if (position >= cursor.rows) return;
+  __device__ __forceinline__ void find(const HistoryArgs& args, const Unit& unit, std::int32_t position) {
+    source = -1;
+    place = kNoPlace;
+    if (!unit.valid || position >= unit.rows) return;
     const std::int32_t group = args.groups.heads_per_unit;
     const std::int32_t entry_index = group == 1 ? position : position / group;
-    const std::int32_t head = cursor.head + position - entry_index * group;
-    const std::uint32_t entry = __ldg(args.entries + cursor.item.begin + entry_index);
+    const std::int32_t head = unit.head + position - entry_index * group;
+    const std::uint32_t entry = __ldg(args.entries + unit.item.begin + entry_index);
     const std::uint32_t row = entry >> kSlotBits, slot = entry & ((1u << kSlotBits) - 1u);
     const Partials& partials = args.partials;
     source = (partials.first_row + row) * args.q_row_stride + head * args.q_head_stride;
@@ -99,78 +86,131 @@ struct Lookup {
   }
 };
 
-/// The producer warpgroup gathers a tile of query rows; each lane has looked one row up for its warp.
-template <class T, int kDim>
-__device__ __forceinline__ void gather_rows(const HistoryArgs& args, std::int64_t offset, T* shared) {
-  constexpr int kChunks = kDim / 8;          // of 16 bytes in a row
-  constexpr int kRowsAtOnce = 32 / kChunks;  // by one warp
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int chunk = lane % kChunks;
-  const std::uint32_t base = shared_address(shared);
-#pragma unroll
-  for (int step = 0; step < 32 / kRowsAtOnce; ++step) {
-    const int row = step * kRowsAtOnce + lane / kChunks;
-    const std::int64_t from = __shfl_sync(0xffffffffu, offset, row);
-    const T* source = static_cast<const T*>(args.q) + (from < 0 ? 0 : from) + chunk * 8;
-    copy_16_async(base + swizzled_offset(kRows, warp * 32 + row, chunk), source, from >= 0);
+/// Thread 0: keys and values of unit after unit.
+template <class T, int kDim, int kKeys>
+__device__ __forceinline__ void produce_keys(const HistoryArgs& args, const CUtensorMap& k_map,
+                                             const CUtensorMap& v_map, HistoryStorage<T, kDim, kKeys>& storage) {
+  RingPlace<kUnitStages> unit_place;
+  RingPlace<kKeyStages> place;
+  while (true) {
+    storage.unit_full[unit_place.stage].wait(unit_place.parity);
+    const Unit unit(args, storage.unit[unit_place.stage]);
+    storage.unit_empty[unit_place.stage].arrive();
+    unit_place.advance();
+    if (!unit.valid) return;
+    const int key_tiles = unit.key_tiles(kKeys);
+    const int rounds = key_tiles == 1 ? 1 : unit.tiles();  // a single tile of keys stays for all tiles of rows
+    const std::int32_t kv_head = unit.head / args.groups.heads_per_kv;
+    for (int round = 0; round < rounds; ++round) {
+      for (int tile = 0; tile < key_tiles; ++tile) {
+        constexpr std::uint32_t kBytes = kKeys * kDim * sizeof(T);
+        const auto key = static_cast<int>(unit.item.first_key) + tile * kKeys;
+        storage.k_empty[place.stage].wait(place.parity ^ 1u);
+        storage.k_full[place.stage].arrive_expecting(kBytes);
+        copy_tile<kKeys, kDim>(storage.k[place.stage], &k_map, &storage.k_full[place.stage], key, kv_head);
+        storage.v_empty[place.stage].wait(place.parity ^ 1u);
+        storage.v_full[place.stage].arrive_expecting(kBytes);
+        copy_tile<kKeys, kDim>(storage.v[place.stage], &v_map, &storage.v_full[place.stage], key, kv_head);
+        place.advance();
+      }
+    }
   }
 }
 
+/// A gathering warp's rows of a tile; lane l has looked up the rows l and 32 + l of them.
+template <class T, int kDim>
+__device__ __forceinline__ void gather_rows(const HistoryArgs& args, const Lookup (&lookup)[2], int first_row,
+                                            T* shared) {
+  constexpr int kChunks = kDim / 8;          // of 16 bytes in a row
+  constexpr int kRowsAtOnce = 32 / kChunks;  // by one warp
+  const int lane = threadIdx.x % 32, chunk = lane % kChunks;
+  const std::uint32_t base = shared_address(shared);
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {
+    if (part > 0 && first_row + 32 >= kRows) break;
+#pragma unroll 4
+    for (int step = 0; step < (part == 0 ? 32 : kGatherRows - 32) / kRowsAtOnce; ++step) {
+      const int row = step * kRowsAtOnce + lane / kChunks;
+      const std::int64_t from = __shfl_sync(0xffffffffu, lookup[part].source, row);
+      const T* source = static_cast<const T*>(args.q) + (from < 0 ? 0 : from) + chunk * 8;
+      copy_16_async(base + swizzled_offset(kRows, first_row + part * 32 + row, chunk), source, from >= 0);
+    }
+  }
+}
+
+/// Three warps: rows of unit after unit, as far ahead as there is room. The first of them also takes the units.
 template <class T, int kDim, int kKeys>
-__device__ __forceinline__ void produce(const HistoryArgs& args, const CUtensorMap& k_map, const CUtensorMap& v_map,
-                                        HistoryStorage<T, kDim, kKeys>& storage) {
+__device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistoryStorage<T, kDim, kKeys>& storage) {
+  const int warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
+  const bool leads = warp == 0 && lane == 0;
+  const int first_row = warp * kGatherRows;
+  RingPlace<kUnitStages> unit_place;
   RingPlace<kQueryStages> q_place;
-  RingPlace<kKeyStages> place;
-  const auto order_keys = [&](const Cursor& cursor) {
-    const int key_tiles = cursor.key_tiles(kKeys);
-    if (key_tiles == 1 && cursor.tile > 0) return;  // they are there
-    const std::int32_t kv_head = cursor.head / args.groups.heads_per_kv;
-    for (int tile = 0; tile < key_tiles; ++tile) {
-      constexpr std::uint32_t kBytes = kKeys * kDim * sizeof(T);
-      const auto key = static_cast<int>(cursor.item.first_key) + tile * kKeys;
-      storage.k_empty[place.stage].wait(place.parity ^ 1u);
-      storage.k_full[place.stage].arrive_expecting(kBytes);
-      copy_tile<kKeys, kDim>(storage.k[place.stage], &k_map, &storage.k_full[place.stage], key, kv_head);
-      storage.v_empty[place.stage].wait(place.parity ^ 1u);
-      storage.v_full[place.stage].arrive_expecting(kBytes);
-      copy_tile<kKeys, kDim>(storage.v[place.stage], &v_map, &storage.v_full[place.stage], key, kv_head);
-      place.advance();
+  std::int64_t next_unit = blockIdx.x;  // of the leader
+  const auto take_unit = [&] {
+    if (leads) {
+      storage.unit_empty[unit_place.stage].wait(unit_place.parity ^ 1u);
+      storage.unit[unit_place.stage] = next_unit;
+      storage.unit_full[unit_place.stage].arrive();
+      // Used a unit later, when it will have come. The counter starts at -1.
+      next_unit = std::int64_t{gridDim.x} + 1 + atomicAdd(args.units_taken, 1);
     }
+    storage.unit_full[unit_place.stage].wait(unit_place.parity);
+    const std::int64_t index = storage.unit[unit_place.stage];
+    __syncwarp();
+    if (lane == 0) storage.unit_empty[unit_place.stage].arrive();
+    unit_place.advance();
+    return Unit(args, index);
   };
-  Cursor ahead(args), now(args);
-  Lookup lookup(ahead);
-  // One tile, or the sign that there are no more.
-  const auto order_rows = [&] {
+  Lookup lookup[2];
+  const auto look_up = [&](const Unit& unit, int tile) {
+    lookup[0].find(args, unit, tile * kRows + first_row + lane);
+    if (lane < kGatherRows - 32) lookup[1].find(args, unit, tile * kRows + first_row + 32 + lane);
+  };
+  // The fence between copies and products is here and not with the readers: it waits for all that a thread wrote, and
+  // theirs are partial results on their way to memory.
+  int copying = -1;  // the stage that is being filled
+  const auto deliver = [&] {
+    fence_async_proxy();
+    storage.q_full[copying].arrive();
+    copying = -1;
+  };
+  Unit unit = take_unit();
+  int tile = 0, tiles = unit.tiles();
+  look_up(unit, tile);
+  while (true) {
+    if (copying >= 0 && !__all_sync(0xffffffffu, storage.q_empty[q_place.stage].done(q_place.parity ^ 1u))) {
+      copy_async_wait<0>();
+      deliver();
+    }
     storage.q_empty[q_place.stage].wait(q_place.parity ^ 1u);
-    storage.place[q_place.stage][threadIdx.x] = lookup.place;
-    if (threadIdx.x == 0) {
-      const int key_tiles = ahead.valid() ? ahead.key_tiles(kKeys) : 0;
-      storage.info[q_place.stage] = {key_tiles, ahead.item.keys - (key_tiles - 1) * kKeys, ahead.tile == 0,
-                                     ahead.tile + 1 == ahead.tiles};
+    if (leads) {
+      const int key_tiles = unit.valid ? unit.key_tiles(kKeys) : 0;
+      storage.info[q_place.stage] = {key_tiles, unit.item.keys - (key_tiles - 1) * kKeys, tile == 0, tile + 1 == tiles};
     }
-    if (ahead.valid()) gather_rows<T, kDim>(args, lookup.source, storage.q[q_place.stage]);
-    storage.q_full[q_place.stage].arrive_after_copies();
-    storage.q_full[q_place.stage].arrive();  // for what ordinary stores wrote
+    if (unit.valid) {
+      storage.place[q_place.stage][first_row + lane] = lookup[0].place;
+      if (lane < kGatherRows - 32 && first_row + 32 + lane < kRows) {
+        storage.place[q_place.stage][first_row + 32 + lane] = lookup[1].place;
+      }
+      gather_rows<T, kDim>(args, lookup, first_row, storage.q[q_place.stage]);
+    }
+    copy_async_commit();
+    if (copying >= 0) {
+      copy_async_wait<1>();
+      deliver();
+    }
+    copying = q_place.stage;
     q_place.advance();
-    if (!ahead.valid()) return;
-    ahead.next();
-    lookup = Lookup(ahead);  // used a tile later, when it will have come
-  };
-  const bool first_warp = threadIdx.x < 32;
-  bool ended = false;
-  const auto order_rows_or_end = [&] {
-    if (ended) return;
-    ended = !ahead.valid();
-    order_rows();
-  };
-  for (int tile = 0; tile < kQueriesAhead; ++tile) order_rows_or_end();
-  while (now.valid()) {
-    if (threadIdx.x == 0) order_keys(now);
-    if (first_warp) __syncwarp();
-    order_rows_or_end();
-    now.next();
+    if (!unit.valid) break;
+    if (++tile == tiles) {
+      unit = take_unit();
+      tile = 0, tiles = unit.tiles();
+    }
+    look_up(unit, tile);  // used a tile later
   }
   copy_async_wait<0>();
+  deliver();
 }
 
 }  // namespace moba::cuda::history

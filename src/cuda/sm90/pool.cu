@@ -3,7 +3,7 @@
 // bytes are under way as the memory needs, whatever the block size.
 #include <algorithm>
 
-#include "cuda/cuda_check.h"
+#include "cuda/dependent_launch.h"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/element.cuh"
 #include "cuda/instances.h"
@@ -31,6 +31,7 @@ __device__ __forceinline__ __half rounded<__half>(float x) {
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads) pool_kernel(PoolProblem problem) {
   __shared__ alignas(16) T tile[kStages][kTokens][kDim];
+  wait_for_launches_before();
   const std::int64_t task = blockIdx.x;
   const std::int64_t row = task / problem.kv_heads, head = task - row * problem.kv_heads;
   const BlockSpan block = problem.blocks[row];
@@ -94,9 +95,8 @@ void launch_pool(cudaStream_t stream, DType dtype, const PoolProblem& problem) {
   const std::int64_t tasks = problem.block_rows * problem.kv_heads;
   if (tasks == 0) return;
   dispatch_instance(dtype, problem.head_dim, [&]<class T, int kDim>() {
-    pool_kernel<T, kDim><<<static_cast<unsigned>(tasks), kThreads, 0, stream>>>(problem);
+    launch_dependent(pool_kernel<T, kDim>, "pool_kernel", static_cast<unsigned>(tasks), kThreads, 0, stream, problem);
   });
-  check_cuda(cudaGetLastError(), "pool_kernel");
 }
 
 }  // namespace moba::cuda

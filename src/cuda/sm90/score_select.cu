@@ -3,10 +3,15 @@
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
+#include "cuda/dependent_launch.h"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/instances.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/best_blocks.cuh"
+#include "cuda/sm90/best_eight.cuh"
+#include "cuda/sm90/best_few.cuh"
+#include "cuda/sm90/query_rows.cuh"
+#include "cuda/sm90/row_tile.cuh"
 
 namespace moba::cuda {
 namespace {
@@ -14,50 +19,11 @@ namespace {
 constexpr int kGroupRows = 64;  // of a warpgroup
 constexpr int kMostGroups = 3;
 constexpr int kMostStages = 4;
+constexpr int kItemSlots = 4;
 // Of 128 a thread at launch: three warpgroups that choose and one that copies.
 constexpr int kConsumerRegisters = 152, kProducerRegisters = 40;
 // What a block of threads may have on this architecture, less the barriers and the alignment of the ring.
 constexpr int kSharedBytes = 227 * 1024 - 2048;
-
-/// Rows of one item, all of one sequence, and what is past for them. 32 bits hold every token and block, and their
-/// divisions are several times as fast as those of 64 bits.
-struct RowTile {
-  std::int32_t first_row = 0, end_row = 0;  // packed
-  std::int32_t shift = 0;                   // position - row
-  std::int32_t first_block_row = 0;
-  std::int32_t column_tiles = 0;  // tiles of representatives that any row of the item needs
-};
-
-/// Tile t of the packed rows: tile i of sequence s has the number q_begin / rows + s + i, as block rows have.
-__device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, std::int32_t tile, std::int32_t rows) {
-  const auto first_tile = [&](std::int32_t s) {
-    return static_cast<std::int32_t>(static_cast<std::uint32_t>(problem.sequences[s].q_begin) / rows) + s;
-  };
-  std::int32_t low = 0, high = static_cast<std::int32_t>(problem.sequence_count);
-  while (low < high) {
-    const std::int32_t middle = low + (high - low) / 2;
-    if (first_tile(middle) <= tile) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  RowTile result;
-  if (low == 0) return result;
-  const SequenceSpan sequence = problem.sequences[low - 1];
-  const std::int64_t at = static_cast<std::int64_t>(tile - first_tile(low - 1)) * rows;
-  if (at >= sequence.q_length) return result;
-  result.first_row = static_cast<std::int32_t>(sequence.q_begin + at);
-  result.end_row = static_cast<std::int32_t>(min(sequence.q_begin + at + rows, sequence.q_begin + sequence.q_length));
-  result.shift = static_cast<std::int32_t>(sequence.k_length - sequence.q_length - sequence.q_begin);
-  result.first_block_row =
-      static_cast<std::int32_t>(static_cast<std::uint32_t>(sequence.k_begin) / problem.block_size) + low - 1;
-  const std::int32_t last = result.end_row - 1 + result.shift;
-  const std::int32_t past =
-      last < 0 ? 0 : static_cast<std::int32_t>(static_cast<std::uint32_t>(last) / problem.block_size);
-  result.column_tiles = past > problem.sinks ? (past + kSelectColumns - 1) / kSelectColumns : 0;
-  return result;
-}
 
 struct Shape {
   int groups, stages, row_tiles;
@@ -65,91 +31,53 @@ struct Shape {
   int k;  // slots that are left for free choice
 };
 
-/// The past blocks of one row: sinks [0, sinks), candidates [sinks, end), and `end` itself where forced.
-struct RowPast {
-  std::int32_t sinks = 0, end = 0, past = 0;
-};
-
-__device__ __forceinline__ RowPast past_of(const SelectProblem& problem, const RowTile& tile, std::int32_t row) {
-  RowPast result;
-  const std::int32_t position = row + tile.shift;
-  if (row >= tile.end_row || position < 0) return result;
-  result.past = static_cast<std::int32_t>(static_cast<std::uint32_t>(position) / problem.block_size);
-  result.sinks = min(problem.sinks, result.past);
-  result.end = result.past - (problem.force_previous && result.past > result.sinks ? 1 : 0);
-  return result;
-}
-
-/// The two rows of each thread as the register operand of the product; zeros for rows behind the end.
-template <class T, int kDim>
-__device__ __forceinline__ void load_rows(std::uint32_t (&words)[kDim / 4], const SelectProblem& problem,
-                                          std::int64_t row, std::int64_t end_row, int head) {
-  const T* base = static_cast<const T*>(problem.q) + row * problem.q_row_stride + head * problem.q_head_stride +
-                  2 * (threadIdx.x % 4);
-#pragma unroll
-  for (int step = 0; step < kDim / 16; ++step) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        words[4 * step + 2 * half + i] = row + 8 * i < end_row
-                                             ? __ldg(reinterpret_cast<const std::uint32_t*>(
-                                                   base + 8 * i * problem.q_row_stride + 16 * step + 8 * half))
-                                             : 0u;
-      }
-    }
-  }
-}
-
-/// Brings the query rows of an item into the L2 cache. The copying warp is a ring ahead of the warpgroups, which then
-/// wait for the cache and not for memory.
-template <class T, int kDim>
-__device__ __forceinline__ void prefetch_rows(const SelectProblem& problem, const RowTile& tile, int first_head,
-                                              int heads) {
-  constexpr int kLines = kDim * 2 / 128;  // of a row
-  const int lane = threadIdx.x % 32, count = (tile.end_row - tile.first_row) * kLines;
-  for (int head = first_head; head < first_head + heads; ++head) {
-    const T* base =
-        static_cast<const T*>(problem.q) + tile.first_row * problem.q_row_stride + head * problem.q_head_stride;
-    for (int line = lane; line < count; line += 32) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(base + line / kLines * problem.q_row_stride + line % kLines * 64));
-    }
-  }
-}
-
-/// Rows that no sequence holds have an empty list; they lie between the end of one sequence and the begin of the next.
+/// By one warp. Rows that no sequence holds have an empty list; they lie between the end of one sequence and the begin of the next.
 __device__ void clear_keyless_rows(const SelectProblem& problem) {
   for (std::int64_t s = blockIdx.x; s <= problem.sequence_count; s += gridDim.x) {
     const std::int64_t begin = s == 0 ? 0 : problem.sequences[s - 1].q_begin + problem.sequences[s - 1].q_length;
     const std::int64_t end = s == problem.sequence_count ? problem.rows : problem.sequences[s].q_begin;
     for (std::int64_t row = begin; row < end; ++row) {
-      for (std::int64_t at = threadIdx.x; at < problem.lists * problem.budget; at += blockDim.x) {
+      for (std::int64_t at = threadIdx.x % 32; at < problem.lists * problem.budget; at += 32) {
         problem.blocks[row * problem.row_stride + at / problem.budget * problem.list_stride + at % problem.budget] = -1;
       }
     }
   }
 }
 
-template <class T, int kDim>
+/// What the copying warp tells the warpgroups of an item; list < 0: there are no more.
+struct Item {
+  RowTile tile;
+  std::int32_t list;
+};
+
+/// Chooser: BestFew, BestEight or BestBlocks.
+template <class T, int kDim, class Chooser>
 __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
     select_kernel(const __grid_constant__ SelectProblem problem, const Shape shape) {
   extern __shared__ std::uint8_t raw[];
-  __shared__ Barrier full[kMostStages], empty[kMostStages];
+  __shared__ Barrier full[kMostStages], empty[kMostStages], item_full[kItemSlots], item_empty[kItemSlots];
+  __shared__ Item items[kItemSlots];
   constexpr int kStageBytes = kSelectColumns * kDim * 2;
   constexpr int kSwizzleAtom = 1024;
   std::uint8_t* const ring = raw + (kSwizzleAtom - shared_address(raw) % kSwizzleAtom) % kSwizzleAtom;
-  std::uint8_t* const queues = ring + shape.stages * kStageBytes;
+  std::uint8_t* const stages = ring + shape.stages * kStageBytes;  // of scores, one of each warp
+  std::uint8_t* const queues = stages + 4 * shape.groups * kWarpStageBytes;
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
+    const std::uint32_t warps = static_cast<std::uint32_t>(4 * shape.groups);
     for (int stage = 0; stage < shape.stages; ++stage) {
       full[stage].init(1);
-      empty[stage].init(static_cast<std::uint32_t>(4 * shape.groups));
+      empty[stage].init(warps);
+    }
+    for (int slot = 0; slot < kItemSlots; ++slot) {
+      item_full[slot].init(1);
+      item_empty[slot].init(warps);
     }
     fence_barrier_init();
   }
   __syncthreads();
-  clear_keyless_rows(problem);
+  wait_for_launches_before();
 
   const int tile_rows = shape.groups * kGroupRows;
   const int heads_of_list = static_cast<int>(problem.heads / problem.lists);
@@ -164,22 +92,29 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
       parity ^= 1u;
     }
   };
-
-  // The last rows have the most past, so tiles go from the last to the first: the longest items begin first.
-  const auto for_each_item = [&](auto&& use) {
-    const std::uint32_t lists = static_cast<std::uint32_t>(problem.lists);
-    for (std::uint32_t item = blockIdx.x; item < static_cast<std::uint32_t>(shape.items); item += gridDim.x) {
-      const int list = static_cast<int>(item % lists);
-      const RowTile tile = find_tile(problem, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows);
-      if (tile.first_row < tile.end_row) use(tile, list);
-    }
-  };
+  RingPlace<kItemSlots> slot;
 
   if (warp >= 4 * shape.groups) {
     give_registers<kProducerRegisters>();
-    if (warp == 4 * shape.groups && shape.k > 0) {
+    if (warp == 4 * shape.groups + 1) clear_keyless_rows(problem);
+    if (warp == 4 * shape.groups) {
       if (lane == 0) prefetch_map(&problem.representatives);
-      for_each_item([&](const RowTile& tile, int list) {
+      // The last rows have the most past, so tiles go from the last to the first: the longest items begin first.
+      const std::uint32_t lists = static_cast<std::uint32_t>(problem.lists);
+      for (std::uint32_t item = blockIdx.x;; item += gridDim.x) {
+        const bool more = item < static_cast<std::uint32_t>(shape.items);
+        const int list = static_cast<int>(item % lists);
+        RowTile tile{};
+        if (more) tile = find_tile(problem, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows);
+        if (more && tile.first_row >= tile.end_row) continue;
+        item_empty[slot.stage].wait(slot.parity ^ 1u);
+        if (lane == 0) {
+          items[slot.stage] = {tile, more ? list : -1};
+          item_full[slot.stage].arrive();
+        }
+        slot.advance();
+        if (!more) break;
+        if (shape.k == 0) continue;
         prefetch_rows<T, kDim>(problem, tile, list * heads_of_list, heads_of_list);
         if (lane == 0) {
           const int first_kv = list * heads_of_list / heads_of_kv;
@@ -194,27 +129,53 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
           }
         }
         __syncwarp();  // the other lanes stay with the one that waits
-      });
+      }
     }
   } else {
     take_registers<kConsumerRegisters>();
     const int group = warp / 4, thread = threadIdx.x % 128;
-    const std::uint32_t my_queues = shared_address(queues) + group * queue_bytes(shape.k);
-    for_each_item([&](const RowTile& tile, int list) {
-      const std::int32_t row = tile.first_row + group * kGroupRows + warp % 4 * 16 + lane / 4;  // and row + 8
+    const std::uint32_t my_queues = shared_address(queues) + group * Chooser::queue_bytes(shape.k);
+    const std::uint32_t my_stage = shared_address(stages) + warp * kWarpStageBytes;
+    const auto next_item = [&] {
+      item_full[slot.stage].wait(slot.parity);
+      const Item item = items[slot.stage];
+      __syncwarp();
+      if (lane == 0) item_empty[slot.stage].arrive();
+      slot.advance();
+      return item;
+    };
+    const auto first_row = [&](const Item& item) { return item.tile.first_row + group * kGroupRows + warp % 4 * 16; };
+    const auto scores_any = [&](const Item& item) { return shape.k > 0 && item.list >= 0 && item.tile.column_tiles > 0; };
+    const auto fetch = [&](const Item& item) {
+      if (heads_of_list > 1 || !scores_any(item)) return;
+      fetch_rows<T, kDim>(my_stage, problem, first_row(item), item.tile.end_row, item.list);
+    };
+    Item item = next_item();
+    fetch(item);
+    while (item.list >= 0) {
+      const RowTile& tile = item.tile;
+      const std::int32_t row = first_row(item) + lane / 4;  // and row + 8
       const RowPast past[2] = {past_of(problem, tile, row), past_of(problem, tile, row + 8)};
       int counts[2] = {0, 0};
-      std::int32_t* const lists = problem.blocks + row * problem.row_stride + list * problem.list_stride;
-      if (shape.k > 0 && tile.column_tiles > 0) {
+      std::int32_t* const lists = problem.blocks + row * problem.row_stride + item.list * problem.list_stride;
+      Item next;
+      if (scores_any(item)) {
+        TileColumns columns;
         const int least_end = __reduce_min_sync(kAllLanes, min(past[0].end, past[1].end));
         const int most_end = __reduce_max_sync(kAllLanes, max(past[0].end, past[1].end));
-        const int first_head = list * heads_of_list;
-        std::uint32_t query[kDim / 4];
-        if (heads_of_list == 1) load_rows<T, kDim>(query, problem, row, tile.end_row, first_head);
-        BestBlocks best;
-        best.start(my_queues, thread, shape.k);
+        const int first_head = item.list * heads_of_list;
+        // Zeros, though products overwrite both: what has no value yet would hold its registers all over the kernel.
+        std::uint32_t query[kDim / 4] = {};
+        float scores[kSelectColumns / 2] = {};
+        if (heads_of_list == 1) take_rows<kDim>(query, my_stage);
+        Chooser best;
+        best.start(my_queues, my_stage + lane * kStagedBytes, thread, shape.k);
         for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
-          float scores[kSelectColumns / 2];
+          if (best.settles(column_tile)) {
+            best.settle();
+#pragma unroll
+            for (float& score : scores) score = 0.0f;
+          }
           for (int kv = 0; kv < kv_of_list; ++kv) {
             full[stage].wait(parity);
             const std::uint64_t tile_b = tile_descriptor<Major::K>(ring + stage * kStageBytes, kSelectColumns);
@@ -238,28 +199,26 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
           }
           const int first_column = column_tile * kSelectColumns;
           if (first_column >= most_end) continue;  // no row of this warp
-          const int column = first_column + 2 * (lane % 4);
-          if (first_column + kSelectColumns > least_end || first_column < problem.sinks) {
-            // Eight columns at a time, and only those that some row may not choose but take() looks at.
-            const int padded = (most_end - first_column + 31) / 32 * 32;
+          columns.first = first_column + 2 * (lane % 4);
+          columns.count = most_end - first_column;
+          columns.whole = first_column + kSelectColumns <= least_end && first_column >= problem.sinks;
 #pragma unroll
-            for (int j = 0; j < kSelectColumns / 8; ++j) {
-              const bool all_past = first_column + 8 * j >= problem.sinks && first_column + 8 * j + 8 <= least_end;
-              if (all_past || 8 * j >= padded) continue;
-#pragma unroll
-              for (int i = 4 * j; i < 4 * j + 4; ++i) {
-                const int at = column + 8 * j + i % 2;
-                const RowPast& mine = past[i / 2 % 2];
-                if (at < mine.sinks || at >= mine.end) scores[i] = minus_infinity();
-              }
-            }
+          for (int i = 0; i < 2; ++i) {
+            columns.begin[i] = past[i].sinks - columns.first;
+            columns.end[i] = past[i].end - columns.first;
           }
-          best.take(scores, column, most_end - first_column, column_tile == 0);
+          best.take(scores, columns, column_tile);
         }
+        // The rows of the next item come while this one is finished.
+        next = next_item();
+        fetch(next);
         best.finish(counts, [&](int i, int place, std::int32_t column) {
           const RowPast& mine = i == 0 ? past[0] : past[1];
           lists[8 * i * problem.row_stride + mine.sinks + place] = column;
         });
+      } else {
+        next = next_item();
+        fetch(next);
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -279,42 +238,58 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
           lists[8 * i * problem.row_stride + place] = block;
         }
       }
-    });
+      item = next;
+    }
   }
 }
 
+/// Shared memory beside the ring: queues, and the scores of the warps.
+template <class Chooser>
+int group_bytes(int k) {
+  return Chooser::queue_bytes(k) + 4 * kWarpStageBytes;
+}
+
 /// As many warpgroups and stages as fit: queues grow with k.
-Shape shape_of(const SelectProblem& problem) {
+template <class Chooser>
+Shape shape_of(const SelectProblem& problem, int k) {
   Shape shape{};
-  const std::int32_t sinks = std::min(problem.sinks, problem.budget);
-  shape.k = std::max(0, problem.budget - sinks - (problem.force_previous ? 1 : 0));
+  shape.k = k;
   const int stage_bytes = kSelectColumns * static_cast<int>(problem.head_dim) * 2;
   constexpr int kFewestStages = 2;
-  shape.groups = std::clamp((kSharedBytes - kFewestStages * stage_bytes) / queue_bytes(shape.k), 1, kMostGroups);
+  shape.groups = std::clamp((kSharedBytes - kFewestStages * stage_bytes) / group_bytes<Chooser>(k), 1, kMostGroups);
   shape.stages =
-      std::clamp((kSharedBytes - shape.groups * queue_bytes(shape.k)) / stage_bytes, kFewestStages, kMostStages);
+      std::clamp((kSharedBytes - shape.groups * group_bytes<Chooser>(k)) / stage_bytes, kFewestStages, kMostStages);
   const std::int64_t tile_rows = shape.groups * kGroupRows;
   shape.row_tiles = static_cast<int>(problem.rows / tile_rows + problem.sequence_count);
   shape.items = static_cast<std::int32_t>(shape.row_tiles * problem.lists);
   return shape;
 }
 
+template <class Chooser>
+void launch(cudaStream_t stream, DType dtype, const SelectProblem& problem, int k) {
+  const Shape shape = shape_of<Chooser>(problem, k);
+  const int shared_bytes = shape.stages * kSelectColumns * static_cast<int>(problem.head_dim) * 2 +
+                           shape.groups * group_bytes<Chooser>(k) + 1024;
+  const unsigned blocks = static_cast<unsigned>(std::clamp<std::int64_t>(shape.items, 1, multiprocessors()));
+  dispatch_instance(dtype, problem.head_dim, [&]<class T, int kDim>() {
+    launch_dependent(select_kernel<T, kDim, Chooser>, "select_kernel", blocks,
+                     static_cast<unsigned>(shape.groups * 128 + 128), shared_bytes, stream, problem, shape);
+  });
+}
+
 }  // namespace
 
 void launch_select(cudaStream_t stream, DType dtype, const SelectProblem& problem) {
   if (problem.rows == 0 || problem.lists == 0 || problem.budget == 0) return;
-  const Shape shape = shape_of(problem);
-  const int shared_bytes = shape.stages * kSelectColumns * static_cast<int>(problem.head_dim) * 2 +
-                           shape.groups * queue_bytes(shape.k) + 1024;
-  const unsigned blocks = static_cast<unsigned>(std::clamp<std::int64_t>(shape.items, 1, multiprocessors()));
-  dispatch_instance(dtype, problem.head_dim, [&]<class T, int kDim>() {
-    check_cuda(cudaFuncSetAttribute(select_kernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-               "cudaFuncSetAttribute(shared memory of select)");
-    select_kernel<T, kDim>
-        <<<blocks, static_cast<unsigned>(shape.groups * 128 + 128), static_cast<std::size_t>(shared_bytes), stream>>>(
-            problem, shape);
-  });
-  check_cuda(cudaGetLastError(), "select_kernel");
+  const std::int32_t sinks = std::min(problem.sinks, problem.budget);
+  const int k = std::max(0, problem.budget - sinks - (problem.force_previous ? 1 : 0));
+  if (k <= kFew) {
+    launch<BestFew>(stream, dtype, problem, k);
+  } else if (k <= kSorted) {
+    launch<BestEight>(stream, dtype, problem, k);
+  } else {
+    launch<BestBlocks>(stream, dtype, problem, k);
+  }
 }
 
 }  // namespace moba::cuda

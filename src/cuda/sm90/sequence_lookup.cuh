@@ -7,20 +7,27 @@
 
 namespace moba::cuda {
 
-/// The last sequence whose queries begin at or before the row (empty ones share their begin with the next that is not),
-/// or -1 where none does or the row lies behind its end.
-__device__ __forceinline__ std::int64_t sequence_of_row(const SequenceSpan* sequences, std::int64_t count,
-                                                        std::int64_t row) {
-  std::int64_t low = 0, high = count;
+/// The last of `count` indices whose first(index), which never falls, is at or before `value`; -1 where none is.
+template <class Index, class Value, class First>
+__device__ __forceinline__ Index last_at_or_before(Index count, Value value, First&& first) {
+  Index low = 0, high = count;
   while (low < high) {
-    const std::int64_t middle = low + (high - low) / 2;
-    if (sequences[middle].q_begin <= row) {
+    const Index middle = low + (high - low) / 2;
+    if (first(middle) <= value) {
       low = middle + 1;
     } else {
       high = middle;
     }
   }
-  return low > 0 && row < sequences[low - 1].q_begin + sequences[low - 1].q_length ? low - 1 : -1;
+  return low - 1;
+}
+
+/// The last sequence whose queries begin at or before the row (empty ones share their begin with the next that is not),
+/// or -1 where none does or the row lies behind its end.
+__device__ __forceinline__ std::int64_t sequence_of_row(const SequenceSpan* sequences, std::int64_t count,
+                                                        std::int64_t row) {
+  const std::int64_t s = last_at_or_before(count, row, [&](std::int64_t i) { return sequences[i].q_begin; });
+  return s >= 0 && row < sequences[s].q_begin + sequences[s].q_length ? s : -1;
 }
 
 /// Own blocks and first block rows of rows asked for in ascending order.

@@ -68,32 +68,26 @@ __device__ __forceinline__ float element(const float* values, int index) {
   return result;
 }
 
-/// The k-th largest (1 <= k <= kMostBounded) of the sorted values of the four lanes of a quad; the same in each lane.
+/// The k-th largest of the sorted values of the four lanes of a quad, 1 <= k <= kMost; the same in each lane.
+template <int kMost>
 __device__ __forceinline__ float kth_of_quad(const float (&sorted)[kSorted], int k) {
+  static_assert(kMost <= kMostBounded);
   // The larger of a[i] and b[n - 1 - i] over two descending runs are the n largest of both, as a bitonic run.
-  float best[2 * kSorted];
+  constexpr int kKept = kMost <= kSorted ? kSorted : 2 * kSorted;
+  float best[kKept];
 #pragma unroll
   for (int i = 0; i < kSorted; ++i) {
     const float other = __shfl_xor_sync(kAllLanes, sorted[kSorted - 1 - i], 1);
     best[i] = fmaxf(sorted[i], other);
-    best[kSorted + i] = fminf(sorted[i], other);
+    if constexpr (kKept > kSorted) best[kSorted + i] = fminf(sorted[i], other);
   }
-  sort_bitonic<kSorted>(best);
-  if (k <= kSorted) {
-    float half[kSorted];
 #pragma unroll
-    for (int i = 0; i < kSorted; ++i) half[i] = fmaxf(best[i], __shfl_xor_sync(kAllLanes, best[kSorted - 1 - i], 2));
-    sort_bitonic<kSorted>(half);
-    return element<kSorted>(half, k - 1);
-  }
-  sort_bitonic<kSorted>(best + kSorted);
-  float all[2 * kSorted];
+  for (int run = 0; run < kKept; run += kSorted) sort_bitonic<kSorted>(best + run);
+  float all[kKept];
 #pragma unroll
-  for (int i = 0; i < 2 * kSorted; ++i) {
-    all[i] = fmaxf(best[i], __shfl_xor_sync(kAllLanes, best[2 * kSorted - 1 - i], 2));
-  }
-  sort_bitonic<2 * kSorted>(all);
-  return element<2 * kSorted>(all, k - 1);
+  for (int i = 0; i < kKept; ++i) all[i] = fmaxf(best[i], __shfl_xor_sync(kAllLanes, best[kKept - 1 - i], 2));
+  sort_bitonic<kKept>(all);
+  return element<kKept>(all, k - 1);
 }
 
 /// The same for the two best of each lane and k <= kFew.

@@ -1,0 +1,150 @@
+// The best blocks of the rows of an accumulator tile, exactly, for k up to 8: a lane's queue fits its registers, so what
+// is done between tiles and at the end is one read of the queues and networks.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/sm90/score_queues.cuh"
+
+namespace moba::cuda {
+
+/// The choice of one warp for its 16 rows (two of each thread), over one item. See BestBlocks.
+class BestEight : public ScoreQueues<kSorted> {
+ public:
+  __device__ __forceinline__ void settle() {
+    Entry entries[2][kEntries];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      read(begin_[i], end_[i], entries[i]);
+      threshold_[i] = kth(entries[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float bound = below(threshold_[i]);
+      end_[i] = begin_[i];
+#pragma unroll
+      for (const Entry& entry : entries[i]) push_above<kEntryStride>(entry.score, bound, entry.column, end_[i]);
+    }
+  }
+
+  template <class Use>
+  __device__ __forceinline__ void finish(int (&counts)[2], Use&& use) {
+    Entry entries[2][kEntries];
+    float bound[2];
+    int mine[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      read(begin_[i], end_[i], entries[i]);
+      bound[i] = below(kth(entries[i]));
+      mine[i] = 0;
+#pragma unroll
+      for (const Entry& entry : entries[i]) mine[i] += entry.score > bound[i];
+    }
+    // The quad lays its columns in eight words, where its queues were, and each lane finds the places of two.
+    const int lane = threadIdx.x & 3;
+    std::uint32_t list[2], at[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int next = __shfl_xor_sync(kAllLanes, mine[i], 1);
+      const int pair = mine[i] + next;
+      const int other = __shfl_xor_sync(kAllLanes, pair, 2);
+      counts[i] = pair + other;
+      list[i] = begin_[i] - lane * 8;
+      at[i] = list[i] + 4 * ((lane & 1 ? next : 0) + (lane & 2 ? other : 0));
+    }
+    if (__any_sync(kAllLanes, counts[0] > k_ || counts[1] > k_)) {
+      // Ties with the k-th best: the queues are as they were.
+#pragma unroll
+      for (int i = 0; i < 2; ++i) counts[i] = held_of_quad(end_[i] - begin_[i]);
+      keep_best(counts);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        use_queues(begin_[i], end_[i], [&](int place, std::int32_t column) { use(i, place, column); });
+      }
+      __syncwarp();
+      return;
+    }
+    __syncwarp();  // all lanes have read their queues
+#pragma unroll
+    for (int i = 0; i < 2; ++i) store_entry(begin_[i], {__int_as_float(kNone), kNone});
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (const Entry& entry : entries[i]) put_above(entry.score, bound[i], entry.column, at[i]);
+    }
+    __syncwarp();
+    std::int32_t columns[2][2];
+    int place[2][2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      columns[i][0] = load_word(list[i] + 4 * lane);
+      columns[i][1] = load_word(list[i] + 4 * lane + 16);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        std::int32_t others[4];
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(others[0]), "=r"(others[1]), "=r"(others[2]), "=r"(others[3])
+                     : "r"(list[i] + 16 * half)
+                     : "memory");
+#pragma unroll
+        for (const std::int32_t other : others) {
+          place[i][0] += other < columns[i][0];
+          place[i][1] += other < columns[i][1];
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (columns[i][e] != kNone) use(i, place[i][e], columns[i][e]);
+      }
+    }
+    __syncwarp();  // the next item may use the queues
+  }
+
+ private:
+  static constexpr int kEntries = capacity(kSorted);
+  static constexpr std::int32_t kNone = 0x7fffffff;
+
+  /// All entries of a queue; -inf behind the end.
+  __device__ __forceinline__ static void read(std::uint32_t begin, std::uint32_t end, Entry (&entries)[kEntries]) {
+#pragma unroll
+    for (int e = 0; e < kEntries; ++e) {
+      asm volatile(
+          "{\n.reg .pred p;\n"
+          "setp.lt.u32 p, %2, %3;\n"
+          "mov.b32 %0, 0xff800000;\n"
+          "mov.b32 %1, 0;\n"
+          "@p ld.shared.v2.b32 {%0, %1}, [%2];\n}\n"
+          : "=&f"(entries[e].score), "=&r"(entries[e].column)
+          : "r"(begin + e * kEntryStride), "r"(end)
+          : "memory");
+    }
+  }
+
+  /// The k-th best score of the quad, exactly; -inf where it has fewer.
+  __device__ __forceinline__ float kth(const Entry (&entries)[kEntries]) const {
+    float sorted[kSorted];
+#pragma unroll
+    for (int e = 0; e < kSorted; ++e) sorted[e] = entries[e].score;
+    sort_eight(sorted);
+#pragma unroll
+    for (int e = kSorted; e < kEntries; ++e) keep_sorted(sorted, entries[e].score);
+    return kth_of_quad<kSorted>(sorted, k_);
+  }
+
+  __device__ __forceinline__ static void put_above(float score, float bound, std::int32_t column, std::uint32_t& at) {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "setp.gt.f32 p, %1, %2;\n"
+        "@p st.shared.b32 [%0], %3;\n"
+        "@p add.u32 %0, %0, 4;\n}\n"
+        : "+r"(at)
+        : "f"(score), "f"(bound), "r"(column)
+        : "memory");
+  }
+};
+
+}  // namespace moba::cuda
