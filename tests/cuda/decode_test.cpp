@@ -225,6 +225,11 @@ class TwoCaches {
     problem.v = HostTensor(setup_.dtype, {tokens, setup_.kv_heads, setup_.dim});
     problem.k.fill(k);
     problem.v.fill(v);
+    // The definition is computed forward and backward at once.
+    const std::int64_t rows = q.view().shape[0];
+    problem.dout = draw(rows, setup_.heads);
+    problem.dlse = HostTensor(DType::kFloat32, {setup_.heads, rows});
+    problem.dlse.fill(std::vector<double>(static_cast<std::size_t>(setup_.heads * rows)));
     problem.cu_seqlens_q = cases::offsets_of(ones);
     problem.cu_seqlens_k = cases::offsets_of(lengths);
     problem.max_seqlen_q = 1;
