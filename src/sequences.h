@@ -117,6 +117,7 @@ template <class Use>
 void for_each_listed_block(Context& context, const Selection& selection, std::int64_t row, std::int64_t selection_head,
                            std::int64_t own_block, Use&& use) {
   const TensorView& blocks = selection.blocks;
+  if (selection.budget() == 0) return;  // such a list may have no memory
   const std::int32_t* list = blocks.as<std::int32_t>() + row * blocks.stride[0] + selection_head * blocks.stride[1];
   std::int64_t previous = -1;
   for (std::int64_t slot = 0; slot < selection.budget(); ++slot) {

@@ -25,6 +25,7 @@
 #include <optional>
 
 #include "lm/util/files.h"
+#include "lm/util/utf8.h"
 #include "moba/error.h"
 
 namespace moba::lm {
@@ -94,6 +95,8 @@ json read_toml(const std::filesystem::path& file) {
 }
 
 void apply_override(json& root, const std::string& override_text) {
+  if (const std::size_t at = find_invalid_utf8(override_text); at != std::string_view::npos)
+    fail(fmt::format("--set: byte {} of its text is no UTF-8; write it in UTF-8", at));
   const std::size_t equals = override_text.find('=');
   if (equals == std::string::npos || equals == 0)
     fail(fmt::format("--set '{}': expected section.key=value, for example --set optimizer.lr=1e-3", override_text));

@@ -58,8 +58,10 @@ void diagnose(Context& context, const Backend& backend, const AttentionOptions& 
             shape_text(batch.cu_seqlens_k), "of shape [sequences + 1]", "Pass [0, total] for one sequence.");
     const DType dtype = representative_dtype(options, k.dtype);
     const std::int64_t block_count = block_rows(k.shape[0], batch.sequences(), result.selection.block_size);
-    Scratch<std::byte> memory(context, block_count * k.shape[1] * dim * size_of(dtype), "block representatives");
-    const TensorView means(memory.data(), dtype, {block_count, k.shape[1], dim});
+    TensorView means(nullptr, dtype, {block_count, k.shape[1], dim});
+    check_countable("the block representatives (rows x HK x D)", means);
+    Scratch<std::byte> memory(context, means.numel() * size_of(dtype), "block representatives");
+    means.data = memory.data();
     check_output(backend, "scores", result.scores, sums,
                  {rows, result.selection.selection_heads(), result.selection.budget()},
                  "[Tq, selection heads, budget]");

@@ -60,5 +60,13 @@ TEST(Override, MistakesAreNamed) {
   }
 }
 
+TEST(Override, InvalidUtf8IsRefused) {
+  json root = json::object();
+  const std::string message = error_of([&] { apply_override(root, "run=0\xde\xb5\xb7"); });
+  EXPECT_HAS(message, "--set");
+  EXPECT_HAS(message, "UTF-8");
+  EXPECT_TRUE(root.empty());
+}
+
 }  // namespace
 }  // namespace moba::lm
