@@ -10,8 +10,8 @@
 namespace moba::app {
 namespace {
 
-constexpr double kPanelWidth = 480, kPanelHeight = 300;
-constexpr double kLeft = 76, kRight = 136, kTop = 34, kBottom = 40;
+constexpr double kPanelWidth = 490, kPanelHeight = 300;
+constexpr double kLeft = 76, kRight = 146, kTop = 34, kBottom = 40;
 
 struct Panel {
   std::string name;

@@ -103,7 +103,7 @@ std::vector<SpeedGoal> cuda_speed_goals() {
 }
 
 std::string speed_table_svg(const std::vector<SpeedBar>& bars, const std::string& machine) {
-  constexpr double kLeft = 330, kWidth = 520, kRow = 26, kTop = 40;
+  constexpr double kLeft = 360, kWidth = 520, kRow = 26, kTop = 40;
   double most = 10;
   bool asked = false;
   for (const SpeedBar& bar : bars) {
