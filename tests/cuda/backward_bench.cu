@@ -1,0 +1,267 @@
+// Times attend_backward on made-up choices: backward_bench [filter of row names]. Medians of CUDA events, the share of
+// each launcher (the program is linked so that calls of launchers come here first), and sums of the gradients' bits,
+// which tell whether two builds agree.
+#include <cuda_bf16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cuda/attend.h"
+#include "cuda/attend_backward.h"
+#include "cuda/device.h"
+#include "cuda/sm90/backward.h"
+#include "cuda/verbs.h"
+
+namespace moba::test {
+namespace {
+
+struct Row {
+  const char* name;
+  std::int64_t tokens, heads, kv_heads, dim, block_size, top_k;
+  bool skewed = false;
+};
+
+constexpr Row kRows[] = {
+    {"8K 512,3", 8192, 16, 16, 128, 512, 3},
+    {"32K 512,3", 32768, 16, 16, 128, 512, 3},
+    {"32K 128,8", 32768, 16, 16, 128, 128, 8},
+    {"32K 4096,3 H4", 32768, 4, 4, 128, 4096, 3},
+    {"64K d64 64,8", 65536, 4, 4, 64, 64, 8},
+    {"32K d64 512,3", 32768, 16, 16, 64, 512, 3},
+    {"128K 512,3", 131072, 16, 16, 128, 512, 3},
+    {"128K 128,8", 131072, 16, 16, 128, 128, 8},
+    {"128K 32/8 128,8", 131072, 32, 8, 128, 128, 8},
+    {"128K 4096,12 H4", 131072, 4, 4, 128, 4096, 12},
+    {"32K 128,8 skewed", 32768, 16, 16, 128, 128, 8, true},
+    {"128K 512,3 skewed", 131072, 16, 16, 128, 512, 3, true},
+};
+
+__device__ std::uint32_t mix(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return static_cast<std::uint32_t>(x >> 32);
+}
+
+__global__ void fill_normal_kernel(__nv_bfloat16* data, std::int64_t count, std::uint64_t seed) {
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
+       i += gridDim.x * std::int64_t{blockDim.x}) {
+    const float u = (mix(2 * i + seed) + 1.0f) * 0x1p-32f, angle = mix(2 * i + 1 + seed) * 0x1p-32f;
+    data[i] = __float2bfloat16(sqrtf(-2.0f * logf(fminf(u, 1.0f))) * cospif(2.0f * angle));
+  }
+}
+
+/// Past blocks, one at random from each of `budget` equal ranges; all of them where there are no more than that; where
+/// skewed, the first ones.
+__global__ void fill_choice_kernel(std::int32_t* list, std::int64_t rows, std::int64_t heads, std::int64_t budget,
+                                   std::int64_t block_size, bool skewed) {
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < rows * heads;
+       i += gridDim.x * std::int64_t{blockDim.x}) {
+    const std::int64_t own = i / heads / block_size;
+    for (std::int64_t slot = 0; slot < budget; ++slot) {
+      std::int64_t block = slot < own ? slot : -1;
+      if (own > budget && !skewed) {
+        const std::int64_t low = slot * own / budget, high = (slot + 1) * own / budget;
+        block = low + mix(i * 64 + slot) % (high - low);
+      }
+      list[i * budget + slot] = static_cast<std::int32_t>(block);
+    }
+  }
+}
+
+__global__ void sum_bits_kernel(const std::uint16_t* data, std::int64_t count, unsigned long long* sum) {
+  unsigned long long mine = 0;
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
+       i += gridDim.x * std::int64_t{blockDim.x}) {
+    mine += static_cast<unsigned long long>(mix(static_cast<std::uint64_t>(i) * 65536 + data[i]));
+  }
+  atomicAdd(sum, mine);
+}
+
+class Memory {
+ public:
+  explicit Memory(std::int64_t bytes) : bytes_(bytes) {
+    must(cudaMalloc(&data_, static_cast<std::size_t>(bytes)), "cudaMalloc");
+    must(cudaMemset(data_, 0xff, static_cast<std::size_t>(bytes)), "cudaMemset");
+  }
+  ~Memory() { cudaFree(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* get() const { return data_; }
+  unsigned bits() const {
+    unsigned long long *sum = nullptr, host = 0;
+    must(cudaMalloc(&sum, 8), "cudaMalloc");
+    must(cudaMemset(sum, 0, 8), "cudaMemset");
+    sum_bits_kernel<<<1024, 256>>>(static_cast<const std::uint16_t*>(data_), bytes_ / 2, sum);
+    must(cudaMemcpy(&host, sum, 8, cudaMemcpyDeviceToHost), "cudaMemcpy");
+    cudaFree(sum);
+    return static_cast<unsigned>(host ^ host >> 32);
+  }
+
+ private:
+  std::int64_t bytes_;
+  void* data_ = nullptr;
+};
+
+/// Events around the calls of one launcher in one run of the verb.
+struct Launches {
+  const char* name;
+  std::vector<std::pair<cudaEvent_t, cudaEvent_t>> events = {};
+  std::size_t used = 0;
+
+  template <class Work>
+  void time(cudaStream_t stream, const Work& work) {
+    if (used == events.size()) {
+      events.emplace_back();
+      cudaEventCreate(&events.back().first);
+      cudaEventCreate(&events.back().second);
+    }
+    cudaEventRecord(events[used].first, stream);
+    work();
+    cudaEventRecord(events[used].second, stream);
+    ++used;
+  }
+  float ms() {
+    float total = 0.0f;
+    for (std::size_t i = 0; i < used; ++i) {
+      float ms = 0.0f;
+      cudaEventElapsedTime(&ms, events[i].first, events[i].second);
+      total += ms;
+    }
+    used = 0;
+    return total;
+  }
+};
+Launches terms{"terms"}, list{"list"}, products{"products"}, slabs{"slabs"}, partials{"dq"};
+bool timing_launches = false;
+
+float median_ms(cudaStream_t stream, int runs, const std::function<void()>& work) {
+  cudaEvent_t begin, end;
+  cudaEventCreate(&begin);
+  cudaEventCreate(&end);
+  std::vector<float> times;
+  for (int run = 0; run <= runs; ++run) {
+    cudaEventRecord(begin, stream);
+    work();
+    cudaEventRecord(end, stream);
+    must(cudaEventSynchronize(end), "timed work");
+    float ms = 0.0f;
+    cudaEventElapsedTime(&ms, begin, end);
+    if (run > 0) times.push_back(ms);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+void time_row(const Row& row) {
+  DeviceContext context;
+  context.poisons = false;
+  const cudaStream_t stream = context.cuda_stream();
+  const std::int64_t n = row.tokens, h = row.heads, hk = row.kv_heads, d = row.dim, budget = row.top_k - 1;
+  const Memory q(n * h * d * 2), k(n * hk * d * 2), v(n * hk * d * 2), out(n * h * d * 2), lse(n * h * 4);
+  const Memory dout(n * h * d * 2), dq(n * h * d * 2), dk(n * hk * d * 2), dv(n * hk * d * 2);
+  const Memory list_of(n * h * budget * 4), cu(8);
+  const std::int32_t offsets[2] = {0, static_cast<std::int32_t>(n)};
+  must(cudaMemcpy(cu.get(), offsets, 8, cudaMemcpyHostToDevice), "cudaMemcpy");
+  std::uint64_t seed = 1;
+  for (const auto& [memory, count] : {std::pair{&q, n * h * d}, {&k, n * hk * d}, {&v, n * hk * d}, {&dout, n * h * d}}) {
+    fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(memory->get()), count, seed++ << 40);
+  }
+  fill_choice_kernel<<<1024, 256, 0, stream>>>(static_cast<std::int32_t*>(list_of.get()), n, h, budget, row.block_size,
+                                               row.skewed);
+  const auto view = [](const Memory& memory, DType dtype, std::vector<std::int64_t> shape) {
+    return shape.size() == 3 ? TensorView(memory.get(), dtype, {shape[0], shape[1], shape[2]}, gpu())
+                             : TensorView(memory.get(), dtype, {shape[0], shape[1]}, gpu());
+  };
+  const TensorView cu_view(cu.get(), DType::kInt32, {2}, gpu());
+  AttendArgs args;
+  args.q = view(q, DType::kBFloat16, {n, h, d});
+  args.k = view(k, DType::kBFloat16, {n, hk, d});
+  args.v = view(v, DType::kBFloat16, {n, hk, d});
+  args.batch = {cu_view, cu_view, n, n};
+  args.selection.kind = SelectionKind::kList;
+  args.selection.block_size = row.block_size;
+  args.selection.blocks = view(list_of, DType::kInt32, {n, h, budget});
+  args.softmax_scale = 1.0 / std::sqrt(static_cast<double>(d));
+  args.result = {view(out, DType::kBFloat16, {n, h, d}), view(lse, DType::kFloat32, {h, n})};
+  cuda::attend(context, args);
+  const AttendBackwardArgs backward = {args.q,
+                                       args.k,
+                                       args.v,
+                                       args.batch,
+                                       args.selection,
+                                       args.softmax_scale,
+                                       args.result.out,
+                                       args.result.lse,
+                                       view(dout, DType::kBFloat16, {n, h, d}),
+                                       {},
+                                       view(dq, DType::kBFloat16, {n, h, d}),
+                                       view(dk, DType::kBFloat16, {n, hk, d}),
+                                       view(dv, DType::kBFloat16, {n, hk, d})};
+  double pairs = 0.0, own_pairs = 0.0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    pairs += static_cast<double>(std::min(budget, i / row.block_size));
+    own_pairs += static_cast<double>(i % row.block_size + 1);
+  }
+  pairs = (pairs * static_cast<double>(row.block_size) + own_pairs) * static_cast<double>(h);
+  const double flops = pairs * 10.0 * static_cast<double>(d);
+  const int runs = flops > 1e13 ? 2 : 5;
+  const float whole = median_ms(stream, runs, [&] { cuda::attend_backward(context, backward); });
+  timing_launches = true;
+  cuda::attend_backward(context, backward);
+  timing_launches = false;
+  must(cudaStreamSynchronize(stream), "attend_backward");
+  std::printf("%-17s %8.3f ms %4.0f TF x%.2f |", row.name, whole, flops / whole * 1e-9, whole / (flops / 680e9));
+  for (Launches* launches : {&terms, &list, &products, &slabs, &partials}) {
+    const float ms = launches->ms();
+    std::printf(" %s %.3f", launches->name, ms);
+    if (launches == &products) std::printf(" (%.0f TF)", flops / ms * 1e-9);
+  }
+  std::printf(" | %08x %08x %08x\n", dq.bits(), dk.bits(), dv.bits());
+  std::fflush(stdout);
+}
+
+}  // namespace
+}  // namespace moba::test
+
+#define MOBA_TIMED(launches, symbol, parameters, arguments)       \
+  namespace moba::cuda {                                          \
+  void real_##launches parameters asm("__real_" symbol);          \
+  void wrapped_##launches parameters asm("__wrap_" symbol);       \
+  void wrapped_##launches parameters {                            \
+    if (!test::timing_launches) return real_##launches arguments; \
+    test::launches.time(stream, [&] { real_##launches arguments; }); \
+  }                                                               \
+  }
+MOBA_TIMED(terms, "_ZN4moba4cuda16launch_row_termsERKNS0_10TermsInputENS_5DTypeEiP11CUstream_st",
+           (const TermsInput& input, DType dtype, int dim, cudaStream_t stream), (input, dtype, dim, stream))
+MOBA_TIMED(list, "_ZN4moba4cuda17launch_list_itemsERKNS0_13BackwardChunkEiP11CUstream_st",
+           (const BackwardChunk& chunk, int dim, cudaStream_t stream), (chunk, dim, stream))
+MOBA_TIMED(products, "_ZN4moba4cuda24launch_backward_productsERKNS0_13BackwardChunkENS_5DTypeEiiP11CUstream_st",
+           (const BackwardChunk& chunk, DType dtype, int dim, int processors, cudaStream_t stream),
+           (chunk, dtype, dim, processors, stream))
+MOBA_TIMED(slabs, "_ZN4moba4cuda16launch_add_slabsERKNS0_13BackwardChunkENS_5DTypeEiP11CUstream_st",
+           (const BackwardChunk& chunk, DType dtype, int dim, cudaStream_t stream), (chunk, dtype, dim, stream))
+MOBA_TIMED(partials, "_ZN4moba4cuda19launch_add_partialsERKNS0_13BackwardChunkENS_5DTypeEiP11CUstream_st",
+           (const BackwardChunk& chunk, DType dtype, int dim, cudaStream_t stream), (chunk, dtype, dim, stream))
+
+int main(int argc, char** argv) {
+  for (const moba::test::Row& row : moba::test::kRows) {
+    bool wanted = argc == 1;
+    for (int i = 1; i < argc; ++i) wanted = wanted || std::strcmp(row.name, argv[i]) == 0;
+    if (!wanted) continue;
+    try {
+      moba::test::time_row(row);
+    } catch (const std::exception& error) {
+      std::printf("%s: %s\n", row.name, error.what());
+      return 1;
+    }
+  }
+  return 0;
+}
