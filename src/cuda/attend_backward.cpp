@@ -91,7 +91,8 @@ class Plan {
   std::int64_t place_bytes() const { return dim_ * (turns ? 4 : 2); }
   std::int64_t turn_count(std::int64_t rows, std::int64_t kv_heads) const {
     if (!turns) return 0;
-    return kv_heads * group() * turns_of_head(rows, budget_, block_rows_, tile_rows_of(static_cast<int>(dim_))) * kTurnsOfTile;
+    return kv_heads * group() * turns_of_head(rows, budget_, block_rows_, tile_rows_of(static_cast<int>(dim_))) *
+           kTurnsOfTile;
   }
 
   std::int64_t bytes(std::int64_t rows, std::int64_t kv_heads) const {
@@ -227,8 +228,9 @@ void attend_backward(Context& context, const AttendBackwardArgs& args) {
         chunk.entries = inverse->entries();
       }
       if (plan.turns) {
-        check_cuda(cudaMemsetAsync(chunk.turns, 0, static_cast<std::size_t>(plan.turn_words) * sizeof(std::int32_t), stream),
-                   "cudaMemsetAsync(turns)");
+        check_cuda(
+            cudaMemsetAsync(chunk.turns, 0, static_cast<std::size_t>(plan.turn_words) * sizeof(std::int32_t), stream),
+            "cudaMemsetAsync(turns)");
       }
       launch_list_items(chunk, dim, stream);
       launch_backward_products(chunk, dtype, dim, processors, stream);

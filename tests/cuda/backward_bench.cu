@@ -170,7 +170,8 @@ void time_row(const Row& row) {
   const std::int32_t offsets[2] = {0, static_cast<std::int32_t>(n)};
   must(cudaMemcpy(cu.get(), offsets, 8, cudaMemcpyHostToDevice), "cudaMemcpy");
   std::uint64_t seed = 1;
-  for (const auto& [memory, count] : {std::pair{&q, n * h * d}, {&k, n * hk * d}, {&v, n * hk * d}, {&dout, n * h * d}}) {
+  for (const auto& [memory, count] :
+       {std::pair{&q, n * h * d}, {&k, n * hk * d}, {&v, n * hk * d}, {&dout, n * h * d}}) {
     fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(memory->get()), count, seed++ << 40);
   }
   fill_choice_kernel<<<1024, 256, 0, stream>>>(static_cast<std::int32_t*>(list_of.get()), n, h, budget, row.block_size,
@@ -230,14 +231,14 @@ void time_row(const Row& row) {
 }  // namespace
 }  // namespace moba::test
 
-#define MOBA_TIMED(launches, symbol, parameters, arguments)       \
-  namespace moba::cuda {                                          \
-  void real_##launches parameters asm("__real_" symbol);          \
-  void wrapped_##launches parameters asm("__wrap_" symbol);       \
-  void wrapped_##launches parameters {                            \
-    if (!test::timing_launches) return real_##launches arguments; \
+#define MOBA_TIMED(launches, symbol, parameters, arguments)          \
+  namespace moba::cuda {                                             \
+  void real_##launches parameters asm("__real_" symbol);             \
+  void wrapped_##launches parameters asm("__wrap_" symbol);          \
+  void wrapped_##launches parameters {                               \
+    if (!test::timing_launches) return real_##launches arguments;    \
     test::launches.time(stream, [&] { real_##launches arguments; }); \
-  }                                                               \
+  }                                                                  \
   }
 MOBA_TIMED(terms, "_ZN4moba4cuda16launch_row_termsERKNS0_10TermsInputENS_5DTypeEiP11CUstream_st",
            (const TermsInput& input, DType dtype, int dim, cudaStream_t stream), (input, dtype, dim, stream))

@@ -94,11 +94,12 @@ class Gatherer {
 
   /// Where turns of this warp's rows are counted, for the first tile of the unit's own rows or of a list of a head: no
   /// two tiles have the same count, because each block of a list has at most one tile that is not full.
-  __device__ __forceinline__ std::uint32_t first_turn(const Unit& unit, const ListedRows& listed, int head, bool own) const {
+  __device__ __forceinline__ std::uint32_t first_turn(const Unit& unit, const ListedRows& listed, int head,
+                                                      bool own) const {
     const std::uint32_t of_head = static_cast<std::uint32_t>(head - chunk_.first_kv_head * chunk_.group);
-    const std::int64_t first =
-        own ? (unit.own_row - unit.own_tile * Shape::kRows) / Shape::kRows + unit.own_tile
-            : own_tiles_of_head(chunk_.rows, chunk_.block_rows, Shape::kRows) + (listed.begin - listed.of_list) / Shape::kRows;
+    const std::int64_t first = own ? (unit.own_row - unit.own_tile * Shape::kRows) / Shape::kRows + unit.own_tile
+                                   : own_tiles_of_head(chunk_.rows, chunk_.block_rows, Shape::kRows) +
+                                         (listed.begin - listed.of_list) / Shape::kRows;
     const std::int64_t heads = of_head * turns_of_head(chunk_.rows, chunk_.budget, chunk_.block_rows, Shape::kRows);
     return static_cast<std::uint32_t>((heads + first + unit.block_row) * kTurnsOfTile) + (threadIdx.x >> 5);
   }
@@ -251,7 +252,7 @@ class Gatherer {
   RingPlace<Shape::kStages> place_;
   std::uint32_t keys_parity_ = 0;
   std::uint32_t gradients_parity_ = 0;
-  int pending_ = 0;            // tiles whose dq is not taken yet
+  int pending_ = 0;               // tiles whose dq is not taken yet
   std::uint32_t places_[3] = {};  // of this lane's row of those tiles, the newest first
   std::uint32_t turn_ = 0;        // of the rows moved last
   int part_ = -1;                 // of the block; -1: no turn to end

@@ -5,8 +5,9 @@
 //   P = exp2(S - lse), dS = P (dP - bias)            in registers, so they are the left operands of
 //   dV += P^T dO, dK += dS^T Q       [64 keys, D]   accumulators for the life of the item
 //   dQ = dS K                        [R, D]          dS through shared memory; R / 64 or D / 64 of it a warpgroup
-// The sums over keys of dQ are complete for the unit's 128 keys; they go to the place of (row, head, slot, unit of the
-// block), rounded to T, so that nothing is added out of order.
+// dQ of a tile is multiplied under the exponentials of the next. It is complete for the unit's 128 keys; through shared
+// memory it goes to the place of (row, head, slot), added in turn after the units before it in the block (fp32), or to a
+// place of the unit alone (rounded to T), so that nothing is added out of order.
 #pragma once
 
 #include "cuda/device/barrier.cuh"

@@ -1,4 +1,5 @@
-// The warpgroups of the products of attend_backward that multiply: keys [64 * warpgroup, 64 * warpgroup + 64) of the unit.
+// The warpgroups of the products of attend_backward that multiply: keys [64 * warpgroup, 64 * warpgroup + 64) of the
+// unit.
 #pragma once
 
 #include "cuda/device/barrier.cuh"
@@ -211,7 +212,7 @@ class Multiplier {
     }
   }
 
-  /// Columns are stored in fours of a thread, see column_of_float().
+  /// Columns are stored in fours of a thread; launch_add_partials() knows.
   __device__ __forceinline__ void store_floats(const float (&dq)[32], std::uint32_t shared, int row, int column) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -285,7 +286,7 @@ class Multiplier {
   /// Rows `key` and key + 8 of an accumulator to `to` and 8 rows further; added to what is there where kAdd.
   template <bool kAdd>
   __device__ __forceinline__ void store_key_floats(const float (&sums)[kDim / 2], float* to, int stride, int key,
-                                               int keys) {
+                                                   int keys) {
     const int column = 2 * (static_cast<int>(threadIdx.x) & 3);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -304,7 +305,7 @@ class Multiplier {
   }
 
   __device__ __forceinline__ void store_keys(const float (&sums)[kDim / 2], const RowsOf& tensor, std::int64_t first,
-                                                int kv_head, int key, int keys) {
+                                             int kv_head, int key, int keys) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       T* to = static_cast<T*>(tensor.data) + (first + 8 * i) * tensor.token_stride + kv_head * tensor.head_stride;

@@ -112,10 +112,11 @@ struct FloatPart {
   }
 };
 
-/// An fp32 place has its columns in fours, as threads that multiply hold them: a lane has columns [4 * (lane % 4), …) of
-/// the first and of the second half of 16 columns.
+/// An fp32 place has its columns in fours, as threads that multiply hold them: a lane has columns [4 * (lane % 2), …)
+/// of the first and of the second half of 16 columns.
 template <class T>
-__device__ void store_fours(const RowsOf& tensor, std::int64_t token, std::int64_t head, int lane, const float (&x)[8]) {
+__device__ void store_fours(const RowsOf& tensor, std::int64_t token, std::int64_t head, int lane,
+                            const float (&x)[8]) {
   T* to = static_cast<T*>(tensor.data) + token * tensor.token_stride + head * tensor.head_stride + lane / 2 * 16 +
           lane % 2 * 4;
   *reinterpret_cast<uint2*>(to) = {pack<T>(x[0], x[1]), pack<T>(x[4], x[5])};
@@ -131,7 +132,8 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardCh
   for (std::int64_t index = Lanes::first_row(); index < chunk.rows * heads; index += Lanes::step()) {
     const std::uint32_t of_chunk = static_cast<std::uint32_t>(index) / heads;  // places are counted in 32 bits
     const std::int64_t row = chunk.first_row + of_chunk;
-    const std::int64_t head = std::int64_t{chunk.first_kv_head} * chunk.group + (index - std::int64_t{of_chunk} * heads);
+    const std::int64_t head =
+        std::int64_t{chunk.first_kv_head} * chunk.group + (index - std::int64_t{of_chunk} * heads);
     const int own = static_cast<int>(lookup.own_block(row));
     const std::int64_t position = row + lookup.shift;
     float sums[8] = {};
@@ -165,8 +167,7 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardCh
           for (int i = 0; i < Part::kAtOnce; ++i) parts[i].add_to(sums);
         }
       }
-      const int own_units =
-          units == 1 ? 1 : static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
+      const int own_units = units == 1 ? 1 : static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
       for (int unit = 0; unit < own_units; ++unit) {
         Part part;
         load(part, chunk.budget, unit);
@@ -274,8 +275,8 @@ void launch_add_partials(const BackwardChunk& chunk, DType dtype, int head_dim, 
   dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
     const std::int64_t rows = chunk.rows * chunk.kv_heads * chunk.group;
     if (rows == 0) return;
-    const auto kernel = chunk.turns == nullptr ? add_partials_kernel<T, kDim, RoundedPart<T>>
-                                               : add_partials_kernel<T, kDim, FloatPart>;
+    const auto kernel =
+        chunk.turns == nullptr ? add_partials_kernel<T, kDim, RoundedPart<T>> : add_partials_kernel<T, kDim, FloatPart>;
     kernel<<<blocks_for(rows, RowLanes<kDim>::kRowsOfBlock), kThreads, 0, stream>>>(chunk);
     check_cuda(cudaGetLastError(), "attend_backward: sum of dq");
   });
