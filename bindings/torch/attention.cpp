@@ -1,11 +1,23 @@
 #include "moba_torch/attention.h"
 
+#include <algorithm>
+
 #include <ATen/core/grad_mode.h>
 
 #include "checks.h"
 #include "operators.h"
 
 namespace moba::torch_ops {
+namespace {
+
+/// Every row attends all it may see: full attention, for which a GPU has dense kernels of its own.
+bool is_dense(const at::Tensor& q, const SequenceBatch& batch, const AttentionOptions& options) {
+  if (options.kind == Kind::kFull || (options.compat_topk1_full && options.top_k == 1)) return true;
+  const std::int64_t most_blocks = std::max<std::int64_t>(batch.max_seqlen_k - 1, 0) / options.block_size + 1;
+  return q.is_cuda() && options.top_k >= most_blocks;
+}
+
+}  // namespace
 
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                              const SequenceBatch& batch, const AttentionOptions& options,
@@ -24,9 +36,7 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
     });
   };
   if (options.kind == Kind::kWindow) return attend("span", std::nullopt);
-  if (options.kind == Kind::kFull || (options.compat_topk1_full && options.top_k == 1)) {
-    return attend("all", std::nullopt);
-  }
+  if (is_dense(q, batch, options)) return attend("all", std::nullopt);
   const at::Tensor blocks = as_library([&] {
     const at::NoGradGuard no_gradient_through_the_choice;
     return call_select(q, k, batch, options);

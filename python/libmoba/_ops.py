@@ -214,7 +214,8 @@ def attention(
         the device.
     kind: "moba": each row attends its own block and the top_k - 1 past blocks of `block_size` tokens whose mean key has
         the largest product with it (so top_k counts the own block; top_k=1 is own-block attention, unless
-        `compat_topk1_full` asks for full attention there, as other MoBA packages give).
+        `compat_topk1_full` asks for full attention there, as other MoBA packages give). Where top_k reaches all blocks
+        of the longest sequence, CUDA tensors go to the dense kernel of kind "full".
         "window": the last `window` keys, the row's own among them, and the first `sink` keys. "full": all keys.
     force_previous, sink_blocks: blocks that every row of kind "moba" attends: the one before its own, and the first
         `sink_blocks` of its sequence. Each takes one of the top_k; the best of the rest fill what is left.
@@ -247,13 +248,15 @@ def attention(
                 f"sink_blocks is {sink_blocks} and force_previous {force_previous}; together they must be between 0 and "
                 f"the {top_k - 1} slots of top_k beside the own block. Raise top_k, or force fewer blocks."
             )
-        if not (compat_topk1_full and top_k == 1):
+        # No row has more blocks than the longest sequence. All of them are full attention, for which a GPU has kernels of
+        # its own.
+        most_blocks = max(max_k - 1, 0) // block_size + 1
+        dense = q.is_cuda and top_k >= most_blocks
+        if not dense and not (compat_topk1_full and top_k == 1):
             selection = "list"
-            # No row has more past blocks than the longest sequence.
-            budget = min(top_k, max(max_k - 1, 0) // block_size + 1)
             blocks = select(
-                q, k, cu_q, cu_k, max_q, max_k, block_size=block_size, top_k=budget, force_previous=force_previous,
-                sink_blocks=sink_blocks, share=share, share_score=share_score,
+                q, k, cu_q, cu_k, max_q, max_k, block_size=block_size, top_k=min(top_k, most_blocks),
+                force_previous=force_previous, sink_blocks=sink_blocks, share=share, share_score=share_score,
                 representative_dtype=representative_dtype, softmax_scale=softmax_scale,
             )
     elif kind == "window":

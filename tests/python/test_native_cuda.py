@@ -1,5 +1,6 @@
 """What only the native kernels of a Hopper GPU promise; their numbers are tested on the case table (test_cases.py)."""
 
+import re
 import warnings
 
 import pytest
@@ -78,10 +79,23 @@ def test_never_waits_for_the_device_cuda() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_what_is_not_native_says_so_cuda() -> None:
+def test_what_is_not_native_says_so_cuda(capfd: pytest.CaptureFixture[str]) -> None:
     q = torch.randn(64, 2, 80, device="cuda", dtype=torch.bfloat16)
-    with pytest.warns(UserWarning, match="portable CUDA backend.*head_dim 80"):
-        libmoba.attention(q, q, q, offsets([64]).cuda(), max_seqlen_q=64, kind="moba", block_size=16, top_k=2)
+    libmoba.attention(q, q, q, offsets([64]).cuda(), max_seqlen_q=64, kind="moba", block_size=16, top_k=2)
+    # An operator's warning is torch's C++ one, on stderr.
+    assert re.search("portable CUDA backend.*head_dim 80", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("lengths", [[256], [256, 0, 100]])
+def test_all_blocks_are_left_to_the_dense_kernel_cuda(lengths: list[int]) -> None:
+    q, k, v = (torch.randn(sum(lengths), 4, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    cu = offsets(lengths).cuda()
+    options = {"max_seqlen_q": max(lengths), "block_size": 64, "return_lse": True}
+    full = libmoba.attention(q, k, v, cu, kind="full", **options)
+    for a, b in zip(libmoba.attention(q, k, v, cu, top_k=4, **options), full):
+        assert torch.equal(a, b)
+    fewer, _ = libmoba.attention(q, k, v, cu, top_k=3, **options)
+    assert not torch.equal(fewer, full[0])
 
 
 def test_strided_and_unaligned_inputs_cuda() -> None:
