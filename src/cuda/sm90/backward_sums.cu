@@ -157,17 +157,28 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardCh
           listed |= 1u << i;
           previous = blocks[i];
         }
-        for (int unit = 0; unit < units; ++unit) {
+        if (units == 1) {
           Part parts[Part::kAtOnce];
 #pragma unroll
           for (int i = 0; i < Part::kAtOnce; ++i) {
-            if (listed >> i & 1u) load(parts[i], first + i, unit);
+            if (listed >> i & 1u) load(parts[i], first + i, 0);
           }
 #pragma unroll
           for (int i = 0; i < Part::kAtOnce; ++i) parts[i].add_to(sums);
+          continue;
+        }
+        for (; listed != 0; listed &= listed - 1) {
+          const int slot = first + __ffs(static_cast<int>(listed)) - 1;
+#pragma unroll 4
+          for (int unit = 0; unit < units; ++unit) {
+            Part part;
+            load(part, slot, unit);
+            part.add_to(sums);
+          }
         }
       }
       const int own_units = units == 1 ? 1 : static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
+#pragma unroll 4
       for (int unit = 0; unit < own_units; ++unit) {
         Part part;
         load(part, chunk.budget, unit);
