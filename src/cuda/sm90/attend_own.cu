@@ -274,8 +274,8 @@ __global__ void __launch_bounds__(128 * kGroups, kWarpgroupsPerMultiprocessor / 
     k_full.wait(place.parity);
     wgmma_fence();
     wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(
-        scores, tile_descriptor<Major::K>(storage.q[group], kGroupRows), kGroupRows, tile_descriptor<Major::K>(k, kKeys),
-        kKeys, false);
+        scores, tile_descriptor<Major::K>(storage.q[group], kGroupRows), kGroupRows,
+        tile_descriptor<Major::K>(k, kKeys), kKeys, false);
     wgmma_commit();
     wgmma_wait<0>();
     hold_registers(scores);
