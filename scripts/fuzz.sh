@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The libFuzzer programs, one after another, from the committed corpus. Usage: fuzz.sh [SECONDS [NAME…]] (60, all). What is found
-# new is kept in build-fuzz/corpus; an input that ends a program is kept in build-fuzz/findings and fails the script.
+# The libFuzzer programs, one after another, from the committed corpus. Usage: fuzz.sh [SECONDS [NAME…]] (60, all); 0 replays
+# the corpus and tries nothing new. What is found new is kept in build-fuzz/corpus; an input that ends a program is kept in build-fuzz/findings and fails the script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
@@ -13,7 +13,9 @@ cmake --build build-fuzz -j "${JOBS:-$(nproc)}" --target $(printf '%s_fuzz ' "$@
 for name in "$@"; do
   mkdir -p "build-fuzz/corpus/$name" "build-fuzz/findings/$name"
   log=build-fuzz/findings/$name/log.txt
-  if ! "build-fuzz/tests/fuzz/${name}_fuzz" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=3000 -max_len=16384 -verbosity=1 \
+  limit=-max_total_time=$seconds
+  [ "$seconds" != 0 ] || limit=-runs=0
+  if ! "build-fuzz/tests/fuzz/${name}_fuzz" "$limit" -timeout=20 -rss_limit_mb=3000 -max_len=16384 -verbosity=1 \
     -print_final_stats=1 -artifact_prefix="build-fuzz/findings/$name/" "build-fuzz/corpus/$name" "tests/fuzz/corpus/$name" \
     >"$log" 2>&1; then
     tail -40 "$log"
