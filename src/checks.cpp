@@ -295,7 +295,7 @@ void check_select(const Backend& backend, const SelectArgs& args) {
                "[Tq, selection heads, budget]");
   const ChoiceRule& rule = args.rule;
   require(rule.sink_blocks >= 0, "sink_blocks", std::to_string(rule.sink_blocks), "at least 0", "0 means none.");
-  const std::int64_t most_past = (std::max<std::int64_t>(args.batch.max_seqlen_k, 1) - 1) / args.selection.block_size;
+  const std::int64_t most_past = most_past_blocks(args.batch.max_seqlen_k, args.selection.block_size);
   const std::int64_t budget = args.selection.budget(), previous = rule.force_previous ? 1 : 0;
   require(
       budget >= most_past || rule.sink_blocks <= budget - previous, "the budget (axis 2 of selection.blocks)",

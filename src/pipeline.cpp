@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "scratch.h"
+#include "scratch_tensor.h"
 #include "selectors/selector.h"
 
 namespace moba {
@@ -66,13 +67,10 @@ void select(Context& context, const Backend& backend, const AttentionOptions& op
           shape_text(batch.cu_seqlens_k), "of shape [sequences + 1]", "Pass [0, total] for one sequence.");
   const std::int64_t rows = block_rows(k.shape[0], batch.sequences(), selection.block_size);
   const DType dtype = representative_dtype(options, k.dtype);
-  TensorView pooled(nullptr, dtype, {rows, k.shape[1], k.shape[2]}, k.device);
-  check_countable("the block representatives (rows x HK x D)", pooled);
-  Scratch<std::byte> memory(context, pooled.numel() * size_of(dtype), "block representatives");
-  pooled.data = memory.data();
-  const SelectArgs args{q, pooled, batch, selection, rule_of(options, q)};
+  const ScratchTensor pooled(context, dtype, {rows, k.shape[1], k.shape[2]}, "the block representatives", k.device);
+  const SelectArgs args{q, pooled.view(), batch, selection, rule_of(options, q)};
   check_select(backend, args);
-  pool(context, backend, {k, batch, selection.block_size, pooled});
+  pool(context, backend, {k, batch, selection.block_size, pooled.view()});
   selector.choose(context, backend, options, args);
 }
 

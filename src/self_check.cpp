@@ -8,38 +8,22 @@
 #include "dtype.h"
 #include "moba/pipeline.h"
 #include "scratch.h"
+#include "scratch_tensor.h"
 
 namespace moba {
 namespace {
 
-/// A tensor in scratch.
-class Owned {
- public:
-  Owned(Context& context, DType dtype, std::initializer_list<std::int64_t> shape)
-      : view_(nullptr, dtype, shape), memory_(context, counted_bytes(view_), "results of the self-check") {
-    view_.data = memory_.data();
-  }
-  const TensorView& view() const { return view_; }
-
- private:
-  static std::int64_t counted_bytes(const TensorView& view) {
-    check_countable("the shape of a result of the self-check", view);
-    return view.numel() * size_of(view.dtype);
-  }
-
-  TensorView view_;
-  Scratch<std::byte> memory_;
-};
+constexpr const char* kPurpose = "a result of the self-check";
 
 /// out, lse and gradients of one way to attend.
 struct Results {
-  Owned out, lse, dq, dk, dv;
+  ScratchTensor out, lse, dq, dk, dv;
   Results(Context& context, const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v)
-      : out(context, q.dtype, {q.shape[0], q.shape[1], v.shape[2]}),
-        lse(context, accumulator_dtype(q.dtype), {q.shape[1], q.shape[0]}),
-        dq(context, q.dtype, {q.shape[0], q.shape[1], q.shape[2]}),
-        dk(context, q.dtype, {k.shape[0], k.shape[1], k.shape[2]}),
-        dv(context, q.dtype, {v.shape[0], v.shape[1], v.shape[2]}) {}
+      : out(context, q.dtype, {q.shape[0], q.shape[1], v.shape[2]}, kPurpose),
+        lse(context, accumulator_dtype(q.dtype), {q.shape[1], q.shape[0]}, kPurpose),
+        dq(context, q.dtype, {q.shape[0], q.shape[1], q.shape[2]}, kPurpose),
+        dk(context, q.dtype, {k.shape[0], k.shape[1], k.shape[2]}, kPurpose),
+        dv(context, q.dtype, {v.shape[0], v.shape[1], v.shape[2]}, kPurpose) {}
 };
 
 /// Uniform in [-1, 1), from the splitmix64 generator (Steele, Lea, Flood 2014).
@@ -118,7 +102,7 @@ SelfCheckReport self_check(Context& context, const Backend& backend, const Atten
 
   require(v.rank == 3, "the rank of v", std::to_string(v.rank), "3, [Tk, HK, Dv]", "Reshape the tensor.");
   const Results sparse(context, q, k, v), full(context, q, k, v);
-  const Owned dout(context, q.dtype, {q.shape[0], q.shape[1], v.shape[2]});
+  const ScratchTensor dout(context, q.dtype, {q.shape[0], q.shape[1], v.shape[2]}, kPurpose);
   fill_random(dout.view(), seed);
 
   select(context, backend, every_block, q, k, {}, batch, chosen);

@@ -1,10 +1,9 @@
 #include "moba_torch/attention.h"
 
-#include <algorithm>
-
 #include <ATen/core/grad_mode.h>
 
 #include "checks.h"
+#include "moba/selection.h"
 #include "operators.h"
 
 namespace moba::torch_ops {
@@ -13,8 +12,7 @@ namespace {
 /// Every row attends all it may see: full attention, for which a GPU has dense kernels of its own.
 bool is_dense(const at::Tensor& q, const SequenceBatch& batch, const AttentionOptions& options) {
   if (options.kind == Kind::kFull || (options.compat_topk1_full && options.top_k == 1)) return true;
-  const std::int64_t most_blocks = std::max<std::int64_t>(batch.max_seqlen_k - 1, 0) / options.block_size + 1;
-  return q.is_cuda() && options.top_k >= most_blocks;
+  return q.is_cuda() && options.top_k > most_past_blocks(batch.max_seqlen_k, options.block_size);
 }
 
 }  // namespace

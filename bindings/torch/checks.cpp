@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "moba/backend.h"
+#include "moba/selection.h"
 
 namespace moba::torch_ops {
 namespace {
@@ -111,7 +112,7 @@ void check_options(const AttentionOptions& options, std::int64_t max_seqlen_k) {
     require(options.sink_blocks >= 0, "sink_blocks", std::to_string(options.sink_blocks), "at least 0",
             "0 means none.");
     const std::int64_t previous = options.force_previous ? 1 : 0, slots = options.top_k - 1;
-    const bool takes_all = slots >= (std::max<std::int64_t>(max_seqlen_k, 1) - 1) / options.block_size;
+    const bool takes_all = slots >= most_past_blocks(max_seqlen_k, options.block_size);
     require(takes_all || options.sink_blocks <= slots - previous, "top_k", std::to_string(options.top_k),
             "above the number of forced blocks, sink_blocks " + std::to_string(options.sink_blocks) +
                 " + force_previous " + std::to_string(previous),

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "checks.h"
+#include "moba/selection.h"
 
 namespace moba::torch_ops {
 namespace {
@@ -72,7 +73,7 @@ const c10::TypedOperatorHandle<SelectSignature>& select_operator(Variant variant
 
 at::Tensor call_select(const at::Tensor& q, const at::Tensor& k, const SequenceBatch& batch,
                        const AttentionOptions& options, Variant variant) {
-  const std::int64_t past = std::max<std::int64_t>(batch.max_seqlen_k - 1, 0) / options.block_size;
+  const std::int64_t past = most_past_blocks(batch.max_seqlen_k, options.block_size);
   return select_operator(variant).call(q, k, batch.cu_seqlens_q, batch.cu_seqlens_k, batch.max_seqlen_q,
                                        batch.max_seqlen_k, options.block_size, std::min(options.top_k, past + 1),
                                        std::nullopt, options.force_previous, options.sink_blocks,

@@ -45,6 +45,11 @@ struct Selection {
   std::int64_t budget() const { return blocks.shape[2]; }
 };
 
+/// The most whole blocks before a row's own in a sequence of at most that many keys.
+constexpr std::int64_t most_past_blocks(std::int64_t max_seqlen_k, std::int64_t block_size) {
+  return max_seqlen_k > 0 ? (max_seqlen_k - 1) / block_size : 0;
+}
+
 /// Rows set aside for the blocks of a packed batch without reading cu_seqlens: block i of sequence s has the row
 /// cu_k[s] / B + s + i. Two sequences never share a row, since ceil(len / B) <= floor(len / B) + 1.
 constexpr std::int64_t block_rows(std::int64_t total_keys, std::int64_t sequences, std::int64_t block_size) {

@@ -9,6 +9,7 @@
 #include "moba/pipeline.h"
 #include "reference/list_scores.h"
 #include "reference/rows.h"
+#include "scratch_tensor.h"
 
 namespace moba {
 namespace {
@@ -58,27 +59,22 @@ void diagnose(Context& context, const Backend& backend, const AttentionOptions& 
             shape_text(batch.cu_seqlens_k), "of shape [sequences + 1]", "Pass [0, total] for one sequence.");
     const DType dtype = representative_dtype(options, k.dtype);
     const std::int64_t block_count = block_rows(k.shape[0], batch.sequences(), result.selection.block_size);
-    TensorView means(nullptr, dtype, {block_count, k.shape[1], dim});
-    check_countable("the block representatives (rows x HK x D)", means);
-    Scratch<std::byte> memory(context, means.numel() * size_of(dtype), "block representatives");
-    means.data = memory.data();
+    const ScratchTensor means(context, dtype, {block_count, k.shape[1], dim}, "the block representatives");
     check_output(backend, "scores", result.scores, sums,
                  {rows, result.selection.selection_heads(), result.selection.budget()},
                  "[Tq, selection heads, budget]");
-    pool(context, backend, {k, batch, result.selection.block_size, means});
-    select(context, backend, options, q, k, means, batch, result.selection);
-    list_scores(context, {q, means, batch, result.selection, rule_of(options, q)}, result.scores);
+    pool(context, backend, {k, batch, result.selection.block_size, means.view()});
+    select(context, backend, options, q, k, means.view(), batch, result.selection);
+    list_scores(context, {q, means.view(), batch, result.selection, rule_of(options, q)}, result.scores);
   }
 
   // The values are of no account for the lse; the keys serve.
-  Scratch<std::byte> out(context, rows * heads * dim * size_of(q.dtype), "attention");
-  Scratch<std::byte> chosen(context, heads * rows * size_of(sums), "lse of the choice");
-  Scratch<std::byte> full(context, heads * rows * size_of(sums), "lse of all keys");
-  const auto lse_of = [&](const Selection& selection, const Scratch<std::byte>& memory) {
-    const TensorView lse(memory.data(), sums, {heads, rows});
-    attend(context, backend,
-           {q, k, k, batch, selection, options.softmax_scale, {{out.data(), q.dtype, {rows, heads, dim}}, lse}});
-    return lse;
+  const ScratchTensor out(context, q.dtype, {rows, heads, dim}, "attention");
+  const ScratchTensor chosen(context, sums, {heads, rows}, "lse of the choice");
+  const ScratchTensor full(context, sums, {heads, rows}, "lse of all keys");
+  const auto lse_of = [&](const Selection& selection, const ScratchTensor& lse) {
+    attend(context, backend, {q, k, k, batch, selection, options.softmax_scale, {out.view(), lse.view()}});
+    return lse.view();
   };
   write_mass(lse_of(result.selection, chosen), lse_of(Selection{}, full), result.mass);
 }

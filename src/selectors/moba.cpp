@@ -38,7 +38,7 @@ Selection plan(const AttentionOptions& options, const Extents& extents) {
   if (options.compat_topk1_full && options.top_k == 1) return selection;
   selection.kind = SelectionKind::kList;
   selection.block_size = options.block_size;
-  const std::int64_t past_blocks = (std::max<std::int64_t>(extents.max_seqlen_k, 1) - 1) / options.block_size;
+  const std::int64_t past_blocks = most_past_blocks(extents.max_seqlen_k, options.block_size);
   const std::int64_t budget = std::min(options.top_k - 1, past_blocks);
   const std::int64_t lists = lists_of(options.share, extents);
   selection.blocks = TensorView(nullptr, DType::kInt32, {extents.total_q, lists, budget});

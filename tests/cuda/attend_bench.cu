@@ -1,19 +1,15 @@
 // Times the stages of the forward pass on made-up choices: attend_bench [filter of row names]. Medians of CUDA events.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "cuda/attend.h"
 #include "cuda/cuda_check.h"
-#include "cuda/device.h"
 #include "cuda/inverse.h"
+#include "cuda/made_up_problem.cuh"
 #include "cuda/slices.h"
 #include "cuda/tensor_map.h"
 #include "cuda/verbs.h"
@@ -21,14 +17,9 @@
 namespace moba::test {
 namespace {
 
-struct Row {
-  const char* name;
-  std::int64_t tokens, heads, kv_heads, dim, block_size, top_k;
-  bool skewed = false;
-  DType dtype = DType::kBFloat16;
-};
+constexpr int kRuns = 7;
 
-constexpr Row kRows[] = {
+constexpr BenchRow kRows[] = {
     {"8K 512,3", 8192, 16, 16, 128, 512, 3},
     {"32K 512,3", 32768, 16, 16, 128, 512, 3},
     {"32K 128,8", 32768, 16, 16, 128, 128, 8},
@@ -45,73 +36,7 @@ constexpr Row kRows[] = {
     {"32K 128,8 fp16", 32768, 16, 16, 128, 128, 8, false, DType::kFloat16},
 };
 
-__device__ std::uint32_t mix(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return static_cast<std::uint32_t>(x >> 32);
-}
-
-template <class T>
-__global__ void fill_normal_kernel(T* data, std::int64_t count, std::uint64_t seed) {
-  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
-       i += gridDim.x * std::int64_t{blockDim.x}) {
-    const float u = (mix(2 * i + seed) + 1.0f) * 0x1p-32f, angle = mix(2 * i + 1 + seed) * 0x1p-32f;
-    data[i] = static_cast<T>(sqrtf(-2.0f * logf(fminf(u, 1.0f))) * cospif(2.0f * angle));
-  }
-}
-
-/// Past blocks, one at random from each of `budget` equal ranges; all of them where there are no more than that; where
-/// skewed, the first ones.
-__global__ void fill_choice_kernel(std::int32_t* list, std::int64_t rows, std::int64_t heads, std::int64_t budget,
-                                   std::int64_t block_size, bool skewed) {
-  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < rows * heads;
-       i += gridDim.x * std::int64_t{blockDim.x}) {
-    const std::int64_t own = i / heads / block_size;
-    for (std::int64_t slot = 0; slot < budget; ++slot) {
-      std::int64_t block = slot < own ? slot : -1;
-      if (own > budget && !skewed) {
-        const std::int64_t low = slot * own / budget, high = (slot + 1) * own / budget;
-        block = low + mix(i * 64 + slot) % (high - low);
-      }
-      list[i * budget + slot] = static_cast<std::int32_t>(block);
-    }
-  }
-}
-
-class Memory {
- public:
-  explicit Memory(std::int64_t bytes) { must(cudaMalloc(&data_, static_cast<std::size_t>(bytes)), "cudaMalloc"); }
-  ~Memory() { cudaFree(data_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  void* get() const { return data_; }
-
- private:
-  void* data_ = nullptr;
-};
-
-float median_ms(cudaStream_t stream, const std::function<void()>& work) {
-  constexpr int kRuns = 7;
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin);
-  cudaEventCreate(&end);
-  std::vector<float> times;
-  for (int run = 0; run <= kRuns; ++run) {
-    cudaEventRecord(begin, stream);
-    work();
-    cudaEventRecord(end, stream);
-    must(cudaEventSynchronize(end), "timed work");
-    float ms = 0.0f;
-    cudaEventElapsedTime(&ms, begin, end);
-    if (run > 0) times.push_back(ms);
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
-void time_row(const Row& row) {
+void time_row(const BenchRow& row) {
   DeviceContext context(std::int64_t{12} << 30);
   context.poisons = false;
   const cudaStream_t stream = context.cuda_stream();
@@ -141,7 +66,7 @@ void time_row(const Row& row) {
   args.result = {TensorView(out.get(), row.dtype, {n, h, d}, gpu()),
                  TensorView(lse.get(), DType::kFloat32, {h, n}, gpu())};
 
-  const float whole = median_ms(stream, [&] { cuda::attend(context, args); });
+  const float whole = median_ms(stream, kRuns, [&] { cuda::attend(context, args); });
 
   // The stages of one slice that holds everything.
   const cuda::HeadGroups groups = cuda::head_groups(h, hk, h);
@@ -161,11 +86,11 @@ void time_row(const Row& row) {
   partials.rows = n, partials.heads = static_cast<std::int32_t>(h), partials.budget = static_cast<std::int32_t>(budget);
   const int key_rows = cuda::history_key_rows(row.block_size);
   const CUtensorMap k_map = cuda::tensor_map("k", args.k, key_rows), v_map = cuda::tensor_map("v", args.v, key_rows);
-  const float invert_ms = median_ms(stream, [&] { inverse.build(slice); });
+  const float invert_ms = median_ms(stream, kRuns, [&] { inverse.build(slice); });
   must(cudaMemsetAsync(partial_lse.get(), 0xff, static_cast<std::size_t>(n * h * budget * 4), stream), "memset");
   history.items = inverse.items(), history.item_count = inverse.item_count(), history.entries = inverse.entries();
   history.units_taken = static_cast<std::int32_t*>(partial_lse.get()) + n * h * budget;
-  const float history_ms = median_ms(stream, [&] {
+  const float history_ms = median_ms(stream, kRuns, [&] {
     must(cudaMemsetAsync(history.units_taken, 0xff, sizeof(std::int32_t), stream), "cudaMemsetAsync");
     cuda::launch_attend_history(stream, row.dtype, d, history, k_map, v_map, inverse.max_items());
   });
@@ -182,9 +107,9 @@ void time_row(const Row& row) {
   const CUtensorMap k_own = cuda::tensor_map("k", args.k, cuda::kOwnRows);
   const CUtensorMap v_own = cuda::tensor_map("v", args.v, cuda::kOwnRows);
   const auto own_pass = [&] { cuda::launch_attend_own(stream, row.dtype, d, own, q_own, k_own, v_own); };
-  const float own_ms = median_ms(stream, own_pass);
+  const float own_ms = median_ms(stream, kRuns, own_pass);
   own.partials.budget = 0;
-  const float own_alone_ms = median_ms(stream, own_pass);
+  const float own_alone_ms = median_ms(stream, kRuns, own_pass);
 
   double pairs = 0.0;
   for (std::int64_t i = 0; i < n; ++i) pairs += static_cast<double>(std::min(budget, i / row.block_size));
@@ -209,7 +134,7 @@ void time_row(const Row& row) {
 }  // namespace moba::test
 
 int main(int argc, char** argv) {
-  for (const moba::test::Row& row : moba::test::kRows) {
+  for (const moba::test::BenchRow& row : moba::test::kRows) {
     if (argc > 1 && std::strstr(row.name, argv[1]) == nullptr) continue;
     try {
       moba::test::time_row(row);

@@ -1,32 +1,23 @@
 // Times attend_backward on made-up choices: backward_bench [filter of row names]. Medians of CUDA events, the share of
 // each launcher (the program is linked so that calls of launchers come here first), and sums of the gradients' bits,
 // which tell whether two builds agree.
-#include <cuda_bf16.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "cuda/attend.h"
 #include "cuda/attend_backward.h"
-#include "cuda/device.h"
+#include "cuda/made_up_problem.cuh"
 #include "cuda/sm90/backward.h"
 #include "cuda/verbs.h"
 
 namespace moba::test {
 namespace {
 
-struct Row {
-  const char* name;
-  std::int64_t tokens, heads, kv_heads, dim, block_size, top_k;
-  bool skewed = false;
-};
-
-constexpr Row kRows[] = {
+constexpr BenchRow kRows[] = {
     {"8K 512,3", 8192, 16, 16, 128, 512, 3},
     {"32K 512,3", 32768, 16, 16, 128, 512, 3},
     {"32K 128,8", 32768, 16, 16, 128, 128, 8},
@@ -41,38 +32,6 @@ constexpr Row kRows[] = {
     {"128K 512,3 skewed", 131072, 16, 16, 128, 512, 3, true},
 };
 
-__device__ std::uint32_t mix(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return static_cast<std::uint32_t>(x >> 32);
-}
-
-__global__ void fill_normal_kernel(__nv_bfloat16* data, std::int64_t count, std::uint64_t seed) {
-  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
-       i += gridDim.x * std::int64_t{blockDim.x}) {
-    const float u = (mix(2 * i + seed) + 1.0f) * 0x1p-32f, angle = mix(2 * i + 1 + seed) * 0x1p-32f;
-    data[i] = __float2bfloat16(sqrtf(-2.0f * logf(fminf(u, 1.0f))) * cospif(2.0f * angle));
-  }
-}
-
-/// Past blocks, one at random from each of `budget` equal ranges; all of them where there are no more than that; where
-/// skewed, the first ones.
-__global__ void fill_choice_kernel(std::int32_t* list, std::int64_t rows, std::int64_t heads, std::int64_t budget,
-                                   std::int64_t block_size, bool skewed) {
-  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < rows * heads;
-       i += gridDim.x * std::int64_t{blockDim.x}) {
-    const std::int64_t own = i / heads / block_size;
-    for (std::int64_t slot = 0; slot < budget; ++slot) {
-      std::int64_t block = slot < own ? slot : -1;
-      if (own > budget && !skewed) {
-        const std::int64_t low = slot * own / budget, high = (slot + 1) * own / budget;
-        block = low + mix(i * 64 + slot) % (high - low);
-      }
-      list[i * budget + slot] = static_cast<std::int32_t>(block);
-    }
-  }
-}
-
 __global__ void sum_bits_kernel(const std::uint16_t* data, std::int64_t count, unsigned long long* sum) {
   unsigned long long mine = 0;
   for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
@@ -82,30 +41,16 @@ __global__ void sum_bits_kernel(const std::uint16_t* data, std::int64_t count, u
   atomicAdd(sum, mine);
 }
 
-class Memory {
- public:
-  explicit Memory(std::int64_t bytes) : bytes_(bytes) {
-    must(cudaMalloc(&data_, static_cast<std::size_t>(bytes)), "cudaMalloc");
-    must(cudaMemset(data_, 0xff, static_cast<std::size_t>(bytes)), "cudaMemset");
-  }
-  ~Memory() { cudaFree(data_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  void* get() const { return data_; }
-  unsigned bits() const {
-    unsigned long long *sum = nullptr, host = 0;
-    must(cudaMalloc(&sum, 8), "cudaMalloc");
-    must(cudaMemset(sum, 0, 8), "cudaMemset");
-    sum_bits_kernel<<<1024, 256>>>(static_cast<const std::uint16_t*>(data_), bytes_ / 2, sum);
-    must(cudaMemcpy(&host, sum, 8, cudaMemcpyDeviceToHost), "cudaMemcpy");
-    cudaFree(sum);
-    return static_cast<unsigned>(host ^ host >> 32);
-  }
-
- private:
-  std::int64_t bytes_;
-  void* data_ = nullptr;
-};
+/// A sum of a tensor's bits, which tells whether two builds agree.
+unsigned bits_of(const Memory& memory) {
+  unsigned long long *sum = nullptr, host = 0;
+  must(cudaMalloc(&sum, 8), "cudaMalloc");
+  must(cudaMemset(sum, 0, 8), "cudaMemset");
+  sum_bits_kernel<<<1024, 256>>>(static_cast<const std::uint16_t*>(memory.get()), memory.bytes() / 2, sum);
+  must(cudaMemcpy(&host, sum, 8, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  cudaFree(sum);
+  return static_cast<unsigned>(host ^ host >> 32);
+}
 
 /// Events around the calls of one launcher in one run of the verb.
 struct Launches {
@@ -139,27 +84,7 @@ struct Launches {
 Launches terms{"terms"}, list{"list"}, products{"products"}, slabs{"slabs"}, partials{"dq"};
 bool timing_launches = false;
 
-float median_ms(cudaStream_t stream, int runs, const std::function<void()>& work) {
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin);
-  cudaEventCreate(&end);
-  std::vector<float> times;
-  for (int run = 0; run <= runs; ++run) {
-    cudaEventRecord(begin, stream);
-    work();
-    cudaEventRecord(end, stream);
-    must(cudaEventSynchronize(end), "timed work");
-    float ms = 0.0f;
-    cudaEventElapsedTime(&ms, begin, end);
-    if (run > 0) times.push_back(ms);
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
-void time_row(const Row& row) {
+void time_row(const BenchRow& row) {
   DeviceContext context;
   context.poisons = false;
   const cudaStream_t stream = context.cuda_stream();
@@ -224,7 +149,7 @@ void time_row(const Row& row) {
     std::printf(" %s %.3f", launches->name, ms);
     if (launches == &products) std::printf(" (%.0f TF)", flops / ms * 1e-9);
   }
-  std::printf(" | %08x %08x %08x\n", dq.bits(), dk.bits(), dv.bits());
+  std::printf(" | %08x %08x %08x\n", bits_of(dq), bits_of(dk), bits_of(dv));
   std::fflush(stdout);
 }
 
@@ -253,7 +178,7 @@ MOBA_TIMED(partials, "_ZN4moba4cuda19launch_add_partialsERKNS0_13BackwardChunkEN
            (const BackwardChunk& chunk, DType dtype, int dim, cudaStream_t stream), (chunk, dtype, dim, stream))
 
 int main(int argc, char** argv) {
-  for (const moba::test::Row& row : moba::test::kRows) {
+  for (const moba::test::BenchRow& row : moba::test::kRows) {
     bool wanted = argc == 1;
     for (int i = 1; i < argc; ++i) wanted = wanted || std::strcmp(row.name, argv[i]) == 0;
     if (!wanted) continue;

@@ -51,7 +51,6 @@ class AttendProblem {
   /// The same by the portable backend. Not for decode, nor for the kind "full".
   void run_portable() const;
   void wait() const;
-  bool is_cuda() const { return device_.is_cuda(); }
 
   /// Throws moba::Error (kMismatch) where sampled rows and heads differ from the reference by more than the dtype
   /// allows; returns the greatest error, relative to the greatest value.

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "bench/svg_style.h"
 #include "report/svg_charts.h"
 
 namespace moba::app {
@@ -123,15 +124,6 @@ class PanelPicture {
   double least_ = 1e9, most_ = -1e9;  // powers of ten
 };
 
-constexpr const char* kCurveStyle =
-    "svg { color-scheme: light dark; } text { font: 13px system-ui, sans-serif; fill: #191c20; } "
-    ".back { fill: #ffffff; } .soft { fill: #5d6570; } .middle { text-anchor: middle; } .end { text-anchor: end; } "
-    ".grid { stroke: #e3e4df; } .line { fill: none !important; stroke-width: 2.5; } "
-    ".ours { stroke: #0c7c86; fill: #0c7c86; } .dense { stroke: #c2621b; fill: #c2621b; } "
-    ".portable { stroke: #8a8f98; fill: #8a8f98; }\n"
-    "@media (prefers-color-scheme: dark) { text { fill: #eceef0; } .back { fill: #121417; } .soft { fill: #9aa3ad; } "
-    ".grid { stroke: #2d3238; } .ours { stroke: #46c2c6; fill: #46c2c6; } .dense { stroke: #f0995a; fill: #f0995a; } }";
-
 }  // namespace
 
 std::string speed_curve_svg(const std::vector<CurvePoint>& points, const std::string& machine) {
@@ -151,7 +143,7 @@ std::string speed_curve_svg(const std::vector<CurvePoint>& points, const std::st
       "<title>Time of attention over length</title>\n<style>{2}</style>\n"
       "<rect width=\"{0:.0f}\" height=\"{1:.0f}\" rx=\"8\" class=\"back\"/>\n{3}"
       "<text x=\"10\" y=\"{4:.0f}\" class=\"soft\">{5}</text>\n</svg>\n",
-      width, height, kCurveStyle, body, height - 10, escape_html(machine));
+      width, height, kBenchStyle, body, height - 10, escape_html(machine));
 }
 
 }  // namespace moba::app

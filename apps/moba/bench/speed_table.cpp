@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "bench/svg_style.h"
 #include "report/svg_charts.h"
 
 namespace moba::app {
@@ -135,19 +136,13 @@ std::string speed_table_svg(const std::vector<SpeedBar>& bars, const std::string
                           x(bar.at_least), y + 2, y + 22);
     }
   }
-  constexpr const char* kStyle =
-      "svg { color-scheme: light dark; } text { font: 13px system-ui, sans-serif; fill: #191c20; } "
-      ".back { fill: #ffffff; } .soft { fill: #5d6570; } .middle { text-anchor: middle; } .end { text-anchor: end; } "
-      ".grid { stroke: #e3e4df; } .bar { fill: #0c7c86; } .goal { stroke: #c2621b; stroke-width: 2; }\n"
-      "@media (prefers-color-scheme: dark) { text { fill: #eceef0; } .back { fill: #121417; } .soft { fill: #9aa3ad; } "
-      ".grid { stroke: #2d3238; } .bar { fill: #46c2c6; } .goal { stroke: #f0995a; } }";
   return fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0:.0f} {1:.0f}\" role=\"img\">\n"
       "<title>Speed of libmoba over torch's dense attention</title>\n<style>{2}</style>\n"
       "<rect width=\"{0:.0f}\" height=\"{1:.0f}\" rx=\"8\" class=\"back\"/>\n"
       "<text x=\"10\" y=\"22\">Times faster than torch's dense attention in the same run{3}</text>\n"
       "{4}<text x=\"10\" y=\"{5:.0f}\" class=\"soft\">{6}</text>\n</svg>\n",
-      kLeft + kWidth + 80, height, kStyle, asked ? "; the mark is what was asked for" : "", body, height - 8,
+      kLeft + kWidth + 80, height, kBenchStyle, asked ? "; the mark is what was asked for" : "", body, height - 8,
       escape_html(machine));
 }
 

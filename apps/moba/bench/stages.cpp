@@ -81,9 +81,8 @@ std::vector<Stage> measure_stages(const AttendCase& problem, torch::Device devic
   // A GPU's verbs are issued one behind the other: waiting for each would count the host's way there and back.
   const auto wait = [&] { lm::synchronize(device); };
   const auto timed = [&](std::int64_t count, const auto& work) {
-    const int times = static_cast<int>(count);
     wait();
-    return device.is_cuda() ? queued_milliseconds(times, work, wait) : milliseconds(times, work);
+    return device_milliseconds(device.is_cuda(), static_cast<int>(count), work, wait);
   };
 
   torch_ops::Engine engine(k);

@@ -37,4 +37,11 @@ double queued_milliseconds(int calls, const Work& work, const Wait& wait) {
          calls;
 }
 
+/// Milliseconds of a call. On a CPU the median of calls; on a GPU, which runs behind the host, the mean of calls that
+/// do not wait for each other.
+template <class Work, class Wait>
+double device_milliseconds(bool is_cuda, int calls, const Work& work, const Wait& wait) {
+  return is_cuda ? queued_milliseconds(calls, work, wait) : milliseconds(calls, work);
+}
+
 }  // namespace moba::app

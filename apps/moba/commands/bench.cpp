@@ -109,12 +109,6 @@ const char* choose_baseline(const std::string& dtype, torch::Device device) {
   return "torch_cudnn";
 }
 
-/// Milliseconds of a call: the median of calls on a CPU; on a GPU the mean of calls that do not wait for each other.
-template <class Run>
-double sample(const AttendProblem& work, int calls, const Run& run) {
-  return work.is_cuda() ? queued_milliseconds(calls, run, [&] { work.wait(); }) : milliseconds(calls, run);
-}
-
 /// Checks, warms up, then takes turns, so that a machine that grows slower or busier meets both alike. `sampled` is
 /// called after each turn.
 template <class Sampled>
@@ -123,6 +117,9 @@ BenchRow measure(const SpeedGoal& goal, torch::Device device, int repeats, const
   const AttendProblem work(goal.problem, device);
   BenchRow row{.goal = goal, .error = work.verify()};
   const auto wait = [&] { work.wait(); };
+  const auto sample = [&](int calls, const auto& run) {
+    return device_milliseconds(device.is_cuda(), calls, run, wait);
+  };
   work.run_moba();
   const double warm = queued_milliseconds(
       1, [&](int) { work.run_moba(); }, wait);
@@ -132,13 +129,13 @@ BenchRow measure(const SpeedGoal& goal, torch::Device device, int repeats, const
   const int calls = std::clamp(static_cast<int>(20.0 / std::max(warm, 1e-3)), 1, 200);
   std::vector<double> ours, dense;
   for (int i = 0; i < repeats; ++i) {
-    ours.push_back(sample(work, calls, [&](int) { work.run_moba(); }));
-    dense.push_back(sample(work, calls, [&](int) { work.run_dense(); }));
+    ours.push_back(sample(calls, [&](int) { work.run_moba(); }));
+    dense.push_back(sample(calls, [&](int) { work.run_dense(); }));
     sampled();
   }
   if (times_portable(goal.problem, device)) {
     work.run_portable();
-    row.portable_ms = sample(work, 3, [&](int) { work.run_portable(); });
+    row.portable_ms = sample(3, [&](int) { work.run_portable(); });
   }
   row.ms = median(ours);
   row.baseline_ms = median(dense);

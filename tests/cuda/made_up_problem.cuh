@@ -1,0 +1,95 @@
+// What the timing programs of attention share: problems with made-up choices, and medians of CUDA events.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "cuda/device.h"
+
+namespace moba::test {
+
+struct BenchRow {
+  const char* name;
+  std::int64_t tokens, heads, kv_heads, dim, block_size, top_k;
+  bool skewed = false;
+  DType dtype = DType::kBFloat16;
+};
+
+inline __device__ std::uint32_t mix(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return static_cast<std::uint32_t>(x >> 32);
+}
+
+template <class T>
+__global__ void fill_normal_kernel(T* data, std::int64_t count, std::uint64_t seed) {
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
+       i += gridDim.x * std::int64_t{blockDim.x}) {
+    const float u = (mix(2 * i + seed) + 1.0f) * 0x1p-32f, angle = mix(2 * i + 1 + seed) * 0x1p-32f;
+    data[i] = static_cast<T>(sqrtf(-2.0f * logf(fminf(u, 1.0f))) * cospif(2.0f * angle));
+  }
+}
+
+/// Past blocks, one at random from each of `budget` equal ranges; all of them where there are no more than that; where
+/// skewed, the first ones.
+inline __global__ void fill_choice_kernel(std::int32_t* list, std::int64_t rows, std::int64_t heads, std::int64_t budget,
+                                   std::int64_t block_size, bool skewed) {
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < rows * heads;
+       i += gridDim.x * std::int64_t{blockDim.x}) {
+    const std::int64_t own = i / heads / block_size;
+    for (std::int64_t slot = 0; slot < budget; ++slot) {
+      std::int64_t block = slot < own ? slot : -1;
+      if (own > budget && !skewed) {
+        const std::int64_t low = slot * own / budget, high = (slot + 1) * own / budget;
+        block = low + mix(i * 64 + slot) % (high - low);
+      }
+      list[i * budget + slot] = static_cast<std::int32_t>(block);
+    }
+  }
+}
+
+/// Device memory, all bytes 0xff at first: a NaN in every float type.
+class Memory {
+ public:
+  explicit Memory(std::int64_t bytes) : bytes_(bytes) {
+    must(cudaMalloc(&data_, static_cast<std::size_t>(bytes)), "cudaMalloc");
+    must(cudaMemset(data_, 0xff, static_cast<std::size_t>(bytes)), "cudaMemset");
+  }
+  ~Memory() { cudaFree(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* get() const { return data_; }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  std::int64_t bytes_;
+  void* data_ = nullptr;
+};
+
+/// The median of `runs` runs after one that does not count.
+inline float median_ms(cudaStream_t stream, int runs, const std::function<void()>& work) {
+  cudaEvent_t begin, end;
+  cudaEventCreate(&begin);
+  cudaEventCreate(&end);
+  std::vector<float> times;
+  for (int run = 0; run <= runs; ++run) {
+    cudaEventRecord(begin, stream);
+    work();
+    cudaEventRecord(end, stream);
+    must(cudaEventSynchronize(end), "timed work");
+    float ms = 0.0f;
+    cudaEventElapsedTime(&ms, begin, end);
+    if (run > 0) times.push_back(ms);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+}  // namespace moba::test
