@@ -221,7 +221,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_map(&k_map);
     prefetch_map(&v_map);
     for (int i = 0; i < kQueryStages; ++i) {
-      storage.q_full[i].init(32 * kGatherWarps);
+      for (Barrier& copied : storage.q_copied[i]) copied.init(32);
+      storage.q_full[i].init(kGatherWarps);
       storage.q_empty[i].init(kConsumerWarps);
     }
     for (int i = 0; i < kUnitStages; ++i) {
