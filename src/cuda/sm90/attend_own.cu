@@ -1,8 +1,7 @@
 // Causal attention inside each row's own block, and the merge with the row's partial results.
 //
-// One warpgroup takes 64 consecutive rows of a sequence and one head; where blocks are large two share the keys.
-// Several thread blocks share a multiprocessor, so that the copies, products, exponentials and merges of some hide
-// behind those of others.
+// One warpgroup takes 64 consecutive rows of a sequence and one head. Several thread blocks share a multiprocessor, so
+// that the copies, products, exponentials and merges of some hide behind those of others.
 #include <cfloat>
 
 #include "cuda/attend.h"
@@ -17,24 +16,21 @@
 namespace moba::cuda {
 namespace {
 
-constexpr int kGroupRows = kOwnRows;  // of one warpgroup
+constexpr int kRows = kOwnRows;
 constexpr int kKeys = kOwnRows;
-constexpr int kWarpgroupsPerMultiprocessor = 4;
-/// Keys are read by two warpgroups where blocks are at least this large.
-constexpr std::int64_t kSharedBlock = 256;
+constexpr int kThreads = 128;
+constexpr int kBlocksPerMultiprocessor = 4;
 
-/// As many tiles of keys under way as warpgroups.
-template <class T, int kDim, int kGroups>
+template <class T, int kDim>
 struct OwnStorage {
-  alignas(1024) T q[kGroups][kGroupRows * kDim];
-  alignas(1024) T k[kGroups][kKeys * kDim];
-  alignas(1024) T v[kGroups][kKeys * kDim];
-  Barrier q_full, k_full[kGroups], k_empty[kGroups], v_full[kGroups], v_empty[kGroups];
+  alignas(1024) T q[kRows * kDim];
+  alignas(1024) T k[kKeys * kDim];
+  alignas(1024) T v[kKeys * kDim];
+  Barrier q_full, k_full, v_full;
 };
 
-/// Consecutive rows of one sequence. Tile i of sequence s has the index (rows of the slice before it) / kRows + s + i,
-/// so that no two sequences share one and the grid is known from shapes: rows / kRows + sequences.
-template <int kRows>
+/// Consecutive rows of one sequence. Tile i of sequence s has the index (rows of the slice before it) / 64 + s + i, so
+/// that no two sequences share one and the grid is known from shapes: rows / 64 + sequences.
 struct RowTile {
   std::int64_t row;       // packed, the first
   std::int32_t rows = 0;  // 0: there is no such tile
@@ -106,6 +102,9 @@ __device__ __noinline__ void attend_row_alone(const OwnArgs& args, const T* q, c
   *lse = empty ? minus_infinity() : maximum + logf(sum);
 }
 
+/// Partial results are fetched into L2 this many slots before they are read, the first while the products run.
+constexpr std::int32_t kSlotsAhead = 3;
+
 /// The two rows of a thread: `packed`, and the one `distance` rows behind it. Rows that are not valid stand for the
 /// tile's first and are never stored.
 struct RowPair {
@@ -114,7 +113,7 @@ struct RowPair {
   bool valid[2];
 };
 
-/// Adds the rows' partial results, row by row, to their own (o, normalised, and lse), and writes out and lse.
+/// Adds the rows' partial results, slot by slot, to their own (o, normalised, and lse), and writes out and lse.
 template <class T, int kDim>
 __device__ __forceinline__ void merge_and_store(const OwnArgs& args, std::int32_t head, const RowPair& rows,
                                                 float (&o)[kDim / 2], const float (&lse)[2]) {
@@ -139,26 +138,34 @@ __device__ __forceinline__ void merge_and_store(const OwnArgs& args, std::int32_
 #pragma unroll
   for (int j = 0; j < kDim / 2; ++j) o[j] = total[j >> 1 & 1] == 0.0f ? 0.0f : o[j] * total[j >> 1 & 1];
   // Partial results lie in the order of the accumulator.
+  for (std::int32_t slot = 0; slot < partials.budget; ++slot, ++slot_lse, slot_out += kDim) {
+    uint4 words[2][kDim / 32];
+    float weight[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float* from_lse = slot_lse + i * between;
-    const T* from = slot_out + i * between * kDim;
-#pragma unroll 2
-    for (std::int32_t slot = 0; slot < partials.budget; ++slot, from += kDim) {
-      const float value = __ldg(from_lse + slot);
-      const float weight = has_partial(value) ? exp2_fast((value - offset[i]) * kLog2E) : 0.0f;
-      if (weight == 0.0f) continue;
-      total[i] += weight;
+    for (int i = 0; i < 2; ++i) {
+      const float value = __ldg(slot_lse + i * between);
+      weight[i] = has_partial(value) ? exp2_fast((value - offset[i]) * kLog2E) : 0.0f;
+      total[i] += weight[i];
+      const T* from = slot_out + i * between * kDim;
+      if (slot + kSlotsAhead < partials.budget && lane < kDim / 64) {
+        prefetch_line(from - lane * 8 + kSlotsAhead * kDim + lane * 64);
+      }
 #pragma unroll
       for (int part = 0; part < kDim / 32; ++part) {
-        const uint4 words = __ldcs(reinterpret_cast<const uint4*>(from + part * 32));
-        const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
+        words[i][part] = weight[i] == 0.0f ? uint4{} : __ldcs(reinterpret_cast<const uint4*>(from + part * 32));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int part = 0; part < kDim / 32; ++part) {
+        const std::uint32_t word[4] = {words[i][part].x, words[i][part].y, words[i][part].z, words[i][part].w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const float2 pair = unpack<T>(word[j]);
           const int at = 4 * (4 * part + j) + 2 * i;
-          o[at] = fmaf(weight, pair.x, o[at]);
-          o[at + 1] = fmaf(weight, pair.y, o[at + 1]);
+          o[at] = fmaf(weight[i], pair.x, o[at]);
+          o[at + 1] = fmaf(weight[i], pair.y, o[at + 1]);
         }
       }
     }
@@ -186,14 +193,13 @@ __device__ __forceinline__ void merge_and_store(const OwnArgs& args, std::int32_
   }
 }
 
-template <class T, int kDim, int kGroups>
-__global__ void __launch_bounds__(128 * kGroups, kWarpgroupsPerMultiprocessor / kGroups)
+template <class T, int kDim>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     attend_own_kernel(const __grid_constant__ OwnArgs args, const __grid_constant__ CUtensorMap q_map,
                       const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map) {
   extern __shared__ char shared[];
-  auto& storage =
-      *reinterpret_cast<OwnStorage<T, kDim, kGroups>*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
-  const RowTile<kGroups * kGroupRows> tile(args, blockIdx.x);
+  auto& storage = *reinterpret_cast<OwnStorage<T, kDim>*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
+  const RowTile tile(args, blockIdx.x);
   if (tile.rows == 0) return;
   const auto head = static_cast<std::int32_t>(args.partials.first_head + blockIdx.y);
   const std::int32_t kv_head = head / args.heads_per_kv;
@@ -215,41 +221,37 @@ __global__ void __launch_bounds__(128 * kGroups, kWarpgroupsPerMultiprocessor / 
   };
 
   constexpr std::uint32_t kTileBytes = kKeys * kDim * sizeof(T);
-  const auto order_keys = [&](T* to, const CUtensorMap* map, Barrier& full, std::int32_t key_tile) {
+  const auto order = [&](T* to, const CUtensorMap* map, Barrier& full, std::int64_t row, std::int32_t of_head) {
     full.arrive_expecting(kTileBytes);
-    copy_tile<kKeys, kDim>(to, map, &full, static_cast<int>(tile.k_begin) + first_key + key_tile * kKeys, kv_head);
+    copy_tile<kKeys, kDim>(to, map, &full, static_cast<int>(row), of_head);
   };
   if (threadIdx.x == 0) {
     storage.q_full.init(1);
-    for (int i = 0; i < kGroups; ++i) {
-      storage.k_full[i].init(1), storage.k_empty[i].init(4 * kGroups);
-      storage.v_full[i].init(1), storage.v_empty[i].init(4 * kGroups);
-    }
+    storage.k_full.init(1);
+    storage.v_full.init(1);
     fence_barrier_init();
     if (key_tiles > 0) {
-      storage.q_full.arrive_expecting(kGroups * kTileBytes);
-      for (int i = 0; i < kGroups; ++i) {
-        copy_tile<kGroupRows, kDim>(storage.q[i], &q_map, &storage.q_full, static_cast<int>(tile.row) + i * kGroupRows,
-                                    head);
-      }
-      for (int i = 0; i < min(kGroups, key_tiles); ++i) {
-        order_keys(storage.k[i], &k_map, storage.k_full[i], i);
-        order_keys(storage.v[i], &v_map, storage.v_full[i], i);
-      }
+      order(storage.q, &q_map, storage.q_full, tile.row, head);
+      order(storage.k, &k_map, storage.k_full, tile.k_begin + first_key, kv_head);
+      order(storage.v, &v_map, storage.v_full, tile.k_begin + first_key, kv_head);
     }
   }
   __syncthreads();
 
-  const int group = kGroups == 1 ? 0 : __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-  const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
-  const int first_row = group * kGroupRows + warp * 16;  // of the warp
-  const int row_in_tile[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int row_in_tile[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
   RowPair rows;
   rows.valid[0] = row_in_tile[0] < tile.rows, rows.valid[1] = row_in_tile[1] < tile.rows;
   rows.packed = tile.row + (rows.valid[0] ? row_in_tile[0] : 0);
   rows.distance = rows.valid[1] ? row_in_tile[1] - row_in_tile[0] : 0;
+  if (args.partials.budget > 0 && lane < 16 && warp * 16 + lane < tile.rows) {
+    const Partials& partials = args.partials;
+    const std::int64_t place = partials.place(tile.row + warp * 16 + lane - partials.first_row, head);
+    prefetch_bytes(static_cast<const T*>(partials.out) + place * kDim,
+                   min(partials.budget, kSlotsAhead) * kDim * static_cast<int>(sizeof(T)));
+  }
   const OwnKeys own[2] = {own_keys(row_in_tile[0]), own_keys(row_in_tile[1])};
-  const OwnKeys first_own = own_keys(group * kGroupRows), last_own = own_keys((group + 1) * kGroupRows - 1);
+  const OwnKeys first_own = own_keys(0), last_own = own_keys(kRows - 1);
   const float scale_log2 = args.softmax_scale * kLog2E;
   RowState state;
   float o[kDim / 2];
@@ -257,32 +259,21 @@ __global__ void __launch_bounds__(128 * kGroups, kWarpgroupsPerMultiprocessor / 
   for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
 
   if (key_tiles > 0) storage.q_full.wait(0);
-  RingPlace<kGroups> place;
-  const auto release = [&](Barrier& empty) {
-    __syncwarp();
-    if (lane == 0) empty.arrive();
-  };
   for (std::int32_t key_tile = 0; key_tile < key_tiles; ++key_tile) {
+    const std::uint32_t parity = key_tile & 1;
     const std::int32_t key = key_tile * kKeys;
-    if (key >= last_own.high) break;  // the last tile of keys may be past all rows of the first warpgroup
-    const bool orders = threadIdx.x == 0 && key_tile + kGroups < key_tiles;
-    T* k = storage.k[place.stage];
-    T* v = storage.v[place.stage];
-    Barrier &k_full = storage.k_full[place.stage], &k_empty = storage.k_empty[place.stage];
-    Barrier &v_full = storage.v_full[place.stage], &v_empty = storage.v_empty[place.stage];
+    const bool more = key_tile + 1 < key_tiles;
     float scores[kKeys / 2], shrink[2];
-    k_full.wait(place.parity);
+    storage.k_full.wait(parity);
     wgmma_fence();
-    wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(
-        scores, tile_descriptor<Major::K>(storage.q[group], kGroupRows), kGroupRows,
-        tile_descriptor<Major::K>(k, kKeys), kKeys, false);
+    wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(scores, tile_descriptor<Major::K>(storage.q, kRows), kRows,
+                                                         tile_descriptor<Major::K>(storage.k, kKeys), kKeys, false);
     wgmma_commit();
     wgmma_wait<0>();
     hold_registers(scores);
-    release(k_empty);
-    if (orders) {
-      k_empty.wait(place.parity);
-      order_keys(k, &k_map, k_full, key_tile + kGroups);
+    __syncthreads();
+    if (more && threadIdx.x == 0) {
+      order(storage.k, &k_map, storage.k_full, tile.k_begin + first_key + key + kKeys, kv_head);
     }
     if (key < last_own.low || key + kKeys > first_own.high) {  // some row must not see some key
 #pragma unroll
@@ -296,19 +287,17 @@ __global__ void __launch_bounds__(128 * kGroups, kWarpgroupsPerMultiprocessor / 
     scale_rows<kDim>(o, shrink);
     std::uint32_t p[kKeys / 4];
     pack_rows<T, kKeys>(p, scores);
-    v_full.wait(place.parity);
+    storage.v_full.wait(parity);
     hold_registers(o);
     wgmma_fence();
-    wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, tile_descriptor<Major::MN>(v, kKeys), kKeys, true);
+    wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, tile_descriptor<Major::MN>(storage.v, kKeys), kKeys, true);
     wgmma_commit();
     wgmma_wait<0>();
     hold_registers(o);
-    release(v_empty);
-    if (orders) {
-      v_empty.wait(place.parity);
-      order_keys(v, &v_map, v_full, key_tile + kGroups);
+    __syncthreads();
+    if (more && threadIdx.x == 0) {
+      order(storage.v, &v_map, storage.v_full, tile.k_begin + first_key + key + kKeys, kv_head);
     }
-    place.advance();
   }
 
   float factor[2], lse[2];
@@ -321,13 +310,12 @@ __global__ void __launch_bounds__(128 * kGroups, kWarpgroupsPerMultiprocessor / 
   for (int i = 0; i < kDim / 2; ++i) spoiled[i >> 1 & 1] |= !(fabsf(o[i]) <= FLT_MAX);
   const unsigned any[2] = {__ballot_sync(0xffffffffu, spoiled[0]), __ballot_sync(0xffffffffu, spoiled[1])};
   if ((any[0] | any[1]) != 0) {
-    // The queries of the warp have been used, and by no other.
-    float* result = reinterpret_cast<float*>(storage.q[group] + warp * 16 * kPanelColumns);
+    float* result = reinterpret_cast<float*>(storage.k) + warp * kDim;  // no copy is under way any more
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       for (int quad = 0; quad < 8; ++quad) {
         if ((any[i] >> (4 * quad) & 15u) == 0) continue;
-        const int row = first_row + quad + 8 * i;
+        const int row = warp * 16 + quad + 8 * i;
         if (row >= tile.rows) continue;
         const OwnKeys seen = own_keys(row);
         const std::int64_t begin = tile.k_begin + first_key + seen.low;
@@ -367,30 +355,20 @@ __global__ void fill_unheld_rows_kernel(const __grid_constant__ OwnArgs args, st
   }
 }
 
-template <class T, int kDim, int kGroups>
-void launch(cudaStream_t stream, const OwnArgs& args, const CUtensorMap& q_map, const CUtensorMap& k_map,
-            const CUtensorMap& v_map) {
-  const auto kernel = attend_own_kernel<T, kDim, kGroups>;
-  constexpr int kBytes = sizeof(OwnStorage<T, kDim, kGroups>) + 1024;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-             "cudaFuncSetAttribute(attend_own_kernel)");
-  const dim3 grid(static_cast<unsigned>(args.rows / (kGroups * kGroupRows) + args.sequence_count),
-                  static_cast<unsigned>(args.partials.heads));
-  kernel<<<grid, 128 * kGroups, kBytes, stream>>>(args, q_map, k_map, v_map);
-  check_cuda(cudaGetLastError(), "attend_own_kernel");
-}
-
 }  // namespace
 
 void launch_attend_own(cudaStream_t stream, DType dtype, std::int64_t head_dim, const OwnArgs& args,
                        const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map) {
   if (args.rows == 0 || args.partials.heads == 0) return;
   dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
-    if (args.block_size < kSharedBlock) {
-      launch<T, kDim, 1>(stream, args, q_map, k_map, v_map);
-    } else {
-      launch<T, kDim, 2>(stream, args, q_map, k_map, v_map);
-    }
+    const auto kernel = attend_own_kernel<T, kDim>;
+    constexpr int kBytes = sizeof(OwnStorage<T, kDim>) + 1024;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+               "cudaFuncSetAttribute(attend_own_kernel)");
+    const dim3 grid(static_cast<unsigned>(args.rows / kRows + args.sequence_count),
+                    static_cast<unsigned>(args.partials.heads));
+    kernel<<<grid, kThreads, kBytes, stream>>>(args, q_map, k_map, v_map);
+    check_cuda(cudaGetLastError(), "attend_own_kernel");
   });
 }
 

@@ -82,10 +82,12 @@ struct Lookup {
     head = unit.head + position - entry_index * group;
     entry = __ldg(args.entries + unit.item.begin + entry_index);
   }
-  /// Where the row lies in q, in elements; -1 for none.
-  __device__ __forceinline__ std::int64_t source(const HistoryArgs& args) const {
-    if (entry == kNone) return -1;
-    return (args.partials.first_row + (entry >> kSlotBits)) * args.q_row_stride + head * args.q_head_stride;
+  /// The row of q; any other for none: what becomes of it is not stored.
+  template <class T>
+  __device__ __forceinline__ const T* source(const HistoryArgs& args) const {
+    const T* q = static_cast<const T*>(args.q);
+    if (entry == kNone) return q;
+    return q + (args.partials.first_row + (entry >> kSlotBits)) * args.q_row_stride + head * args.q_head_stride;
   }
   /// Where its partial result goes.
   __device__ __forceinline__ std::uint32_t place(const HistoryArgs& args) const {
@@ -126,20 +128,22 @@ __device__ __forceinline__ void produce_keys(const HistoryArgs& args, const CUte
   }
 }
 
-/// 32 rows of a tile, or the first `rows` of them, by one warp; lane l knows where row l is.
-template <class T, int kDim>
-__device__ __forceinline__ void gather_rows(const HistoryArgs& args, std::int64_t source, int first_row, int rows,
-                                            T* shared) {
+/// kCount rows of a tile by one warp; lane l knows the address of row l.
+template <class T, int kDim, int kCount>
+__device__ __forceinline__ void gather_rows(const T* source, int first_row, T* shared) {
   constexpr int kChunks = kDim / 8;          // of 16 bytes in a row
   constexpr int kRowsAtOnce = 32 / kChunks;  // by one warp
-  const int lane = threadIdx.x % 32, chunk = lane % kChunks;
-  const std::uint32_t base = shared_address(shared);
-#pragma unroll 4
-  for (int step = 0; step < rows / kRowsAtOnce; ++step) {
-    const int row = step * kRowsAtOnce + lane / kChunks;
-    const std::int64_t from = __shfl_sync(0xffffffffu, source, row);
-    const T* q = static_cast<const T*>(args.q) + (from < 0 ? 0 : from) + chunk * 8;
-    copy_16_async(base + swizzled_offset(kRows, first_row + row, chunk), q, from >= 0);
+  constexpr int kPeriod = 8 / kRowsAtOnce;   // the swizzle repeats after eight rows
+  const int lane = threadIdx.x % 32, chunk = lane % kChunks, row = lane / kChunks;
+  const std::uint32_t base = shared_address(shared) + first_row * kPanelRowBytes;
+  std::uint32_t to[kPeriod];
+#pragma unroll
+  for (int i = 0; i < kPeriod; ++i) to[i] = base + swizzled_offset(kRows, i * kRowsAtOnce + row, chunk);
+#pragma unroll
+  for (int step = 0; step < kCount / kRowsAtOnce; ++step) {
+    const auto from = reinterpret_cast<const T*>(
+        __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(source), step * kRowsAtOnce + row));
+    copy_16_async(to[step % kPeriod] + step / kPeriod * 8 * kPanelRowBytes, from + chunk * 8);
   }
 }
 
@@ -216,11 +220,11 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
     if (leads) storage.info[q_place.stage] = now_info;
     if (now_info.key_tiles > 0) {
       place[lane] = now[0].place(args);
-      gather_rows<T, kDim>(args, now[0].source(args), first_row, 32, q);
+      gather_rows<T, kDim, 32>(now[0].source<T>(args), first_row, q);
       if (rows > 32) {
         hand_on();
         if (lane + 32 < rows) place[lane + 32] = now[1].place(args);
-        gather_rows<T, kDim>(args, now[1].source(args), first_row + 32, kGatherRows - 32, q);
+        gather_rows<T, kDim, kGatherRows - 32>(now[1].source<T>(args), first_row + 32, q);
       }
     }
     storage.q_copied[q_place.stage][warp].arrive_after_copies();
