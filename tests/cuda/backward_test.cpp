@@ -153,17 +153,17 @@ TEST(CudaBackward, OnePopularBlockAndLittleScratch) {
 /// The units of a block add to the same places in turns: the same bits each time; with queries that begin inside of a
 /// block, and with little scratch, where chunks of rows cut the tiles.
 TEST(CudaBackward, UnitsOfABlockTakeTurns) {
-  const Problem problem = problem_of(DType::kBFloat16, 128, 400, 2, 8, 2, {1430, 100}, {1700, 1300});
-  HostTensor list(DType::kInt32, {1530, 4, 1});
+  const Problem problem = problem_of(DType::kBFloat16, 128, 600, 2, 8, 2, {1430, 100}, {1700, 1300});
+  HostTensor list(DType::kInt32, {1530, 8, 1});
   for (std::int64_t row = 0; row < 1530; ++row) {
-    const std::int64_t own = (row < 1430 ? row + 270 : row - 1430 + 1200) / 400;
-    for (std::int64_t head = 0; head < 4; ++head) {
-      list.set(row * 4 + head, own == 0 ? -1.0 : head == 1 ? double(own - 1) : 0.0);
+    const std::int64_t own = (row < 1430 ? row + 270 : row - 1430 + 1200) / 600;
+    for (std::int64_t head = 0; head < 8; ++head) {
+      list.set(row * 8 + head, own == 0 ? -1.0 : head == 1 ? double(own - 1) : 0.0);
     }
   }
   Selection selection;
   selection.kind = SelectionKind::kList;
-  selection.block_size = 400;
+  selection.block_size = 600;
   selection.blocks = list.view();
   const cases::Mask mask(problem, selection);
   const Results same = cases::dense_same_precision(problem, mask), exact = cases::dense_exact(problem, mask);

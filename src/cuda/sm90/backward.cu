@@ -18,7 +18,7 @@ void launch_backward_products(const BackwardChunk& chunk, DType dtype, int head_
     check_cuda(cudaGetLastError(), "attend_backward: products");
   };
   dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
-    if constexpr (takes_turns(2, kDim)) {
+    if constexpr (takes_turns(kFewestTurns, kDim)) {
       if (chunk.turns != nullptr) return launch.template operator()<T, kDim, true>();
     }
     launch.template operator()<T, kDim, false>();

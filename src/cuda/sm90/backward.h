@@ -17,6 +17,7 @@
 namespace moba::cuda {
 
 inline constexpr int kUnitKeys = 128;
+inline constexpr int kFewestTurns = 5;
 inline constexpr int kMostTurns = 256;  // the work list keeps so many units of a block in order
 inline constexpr int kTurnsOfTile = 4;  // each warp that moves rows of a tile has its own
 
@@ -26,9 +27,10 @@ constexpr int tile_rows_of(int head_dim) {
 }
 
 /// Whether the units of a block take turns at fp32 places; without turns, each unit has a place of its own, of the
-/// dtype of q. Alone in its block a unit needs no turns, and at D = 64 shared memory has no room for fp32 tiles of dq.
+/// dtype of q. A few units lose more by waiting for each other than their places cost, and at D = 64 shared memory has no
+/// room for fp32 tiles of dq.
 constexpr bool takes_turns(std::int64_t unit_tiles, int head_dim) {
-  return head_dim == 128 && unit_tiles > 1 && unit_tiles <= kMostTurns;
+  return head_dim == 128 && unit_tiles >= kFewestTurns && unit_tiles <= kMostTurns;
 }
 
 /// lse in units of log2 (+inf for rows without a gradient) and delta - dlse of one row of one head.
