@@ -27,8 +27,8 @@ constexpr int tile_rows_of(int head_dim) {
 }
 
 /// Whether the units of a block take turns at fp32 places; without turns, each unit has a place of its own, of the
-/// dtype of q. A few units lose more by waiting for each other than their places cost, and at D = 64 shared memory has no
-/// room for fp32 tiles of dq.
+/// dtype of q. A few units lose more by waiting for each other than their places cost, and at D = 64 shared memory has
+/// no room for fp32 tiles of dq.
 constexpr bool takes_turns(std::int64_t unit_tiles, int head_dim) {
   return head_dim == 128 && unit_tiles >= kFewestTurns && unit_tiles <= kMostTurns;
 }
