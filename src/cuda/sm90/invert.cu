@@ -41,7 +41,7 @@ __device__ __forceinline__ Task find_task(const InvertProblem& problem) {
   return task;
 }
 
-__global__ void __launch_bounds__(kThreads) invert_count_kernel(InvertProblem problem) {
+__global__ void __launch_bounds__(kThreads, 4) invert_count_kernel(InvertProblem problem) {
   extern __shared__ std::uint32_t shared[];  // [bins]
   wait_for_launches_before();
   const Task task = find_task(problem);
@@ -150,7 +150,7 @@ struct ScatterTables {
         stride(bins + bins % 2) {}
 };
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     invert_scatter_kernel(InvertProblem problem, const std::int64_t* offsets, std::uint32_t* entries,
                           std::int32_t* pairs, std::int64_t pair_stride) {
   extern __shared__ std::uint32_t shared[];
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kThreads)
                    [&](const Listed (&listed)[kListed], std::uint32_t first_row) {
 #pragma unroll
                      for (const Listed& entry : listed) {
-                       if (entry.bin >= 0) atomicOr(rows + entry.bin, 1u << (entry.row - first_row));
+                       if (entry.bin >= 0) atomicOr(rows + entry.bin, 1u << entry.row());
                      }
                      __syncwarp();
                      std::uint32_t peers[kListed], start[kListed];
@@ -215,19 +215,18 @@ __global__ void __launch_bounds__(kThreads)
                      for (int u = 0; u < kListed; ++u) {
                        const int bin = listed[u].bin;
                        if (bin < 0) continue;
-                       const std::uint32_t row = listed[u].row;
-                       const std::uint32_t earlier = peers[u] & ((1u << (row - first_row)) - 1u);
+                       const std::uint32_t earlier = peers[u] & ((1u << listed[u].row()) - 1u);
                        if (earlier == 0) {
                          before[bin] = static_cast<std::uint16_t>(start[u] + __popc(peers[u]));
                          rows[bin] = 0;
                        }
                        const std::int64_t to = base + (tables.place[bin] + start[u] + __popc(earlier));
-                       const std::uint32_t slice_row = static_cast<std::uint32_t>(task.first_row) + row;
+                       const std::uint32_t first = static_cast<std::uint32_t>(task.first_row) + first_row;  // in the slice
                        if (entries != nullptr) {
-                         entries[to] = slice_row << kSlotBits | listed[u].slot;
+                         entries[to] = (first << kSlotBits) + listed[u].at;
                        } else {
-                         pairs[to * pair_stride] = static_cast<std::int32_t>(problem.first_row + slice_row);
-                         pairs[to * pair_stride + 1] = static_cast<std::int32_t>(listed[u].slot);
+                         pairs[to * pair_stride] = static_cast<std::int32_t>(problem.first_row + first + listed[u].row());
+                         pairs[to * pair_stride + 1] = static_cast<std::int32_t>(listed[u].slot());
                        }
                      }
                      __syncwarp();

@@ -225,6 +225,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
         if (row + 8 * i >= tile.end_row) continue;
         // Forced blocks and padding: each lane of the quad writes every fourth place.
         const RowPast& mine = past[i];
+        if (counts[i] == problem.budget) continue;  // no sinks, then
         for (int place = lane % 4; place < problem.budget; place += 4) {
           const int after = mine.sinks + counts[i];
           std::int32_t block = -1;
