@@ -83,7 +83,7 @@ struct SelectProblem {
 };
 
 /// Block rows of one tile of scores.
-inline constexpr int kSelectColumns = 128;
+inline constexpr int kSelectColumns = 64;
 
 void launch_select(cudaStream_t stream, DType dtype, const SelectProblem& problem);
 

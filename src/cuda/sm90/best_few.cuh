@@ -36,7 +36,7 @@ class BestFew {
     }
   }
 
-  __device__ __forceinline__ void take(const float (&scores)[64], const TileColumns& tile, int index) {
+  __device__ __forceinline__ void take(const float (&scores)[kTileColumns / 2], const TileColumns& tile, int index) {
     if (index == 0) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {

@@ -12,13 +12,13 @@ namespace moba::cuda {
 
 /// Columns of a tile; a lane has kPositions of them for each of its two rows: position p = 2 * j + c is column
 /// 8 * j + c, counted from the lane's first (see wgmma.cuh), and scores[4 * j + 2 * i + c] of row i.
-inline constexpr int kTileColumns = 128;
+inline constexpr int kTileColumns = 64;
 inline constexpr int kPositions = kTileColumns / 4;
 /// Bytes of a lane's scores of four columns of both rows, and from these to those of the next columns.
 inline constexpr std::uint32_t kStagedBytes = 16;
 inline constexpr std::uint32_t kStagedStride = 32 * kStagedBytes;
-/// Shared memory of a warp for half a tile.
-inline constexpr int kWarpStageBytes = kPositions / 4 * static_cast<int>(kStagedStride);
+/// Shared memory of a warp for a tile.
+inline constexpr int kWarpStageBytes = kPositions / 2 * static_cast<int>(kStagedStride);
 
 /// What a lane's two rows may choose of a tile, counted from the lane's first column.
 struct TileColumns {
@@ -35,15 +35,16 @@ constexpr int score_of(int position, int row) {
   return position / 2 * 4 + 2 * row + position % 2;
 }
 
-/// The mask of the positions below `column`; the first position is the highest bit.
+/// The mask of the positions below `column`; the first position is bit kPositions - 1.
 __device__ __forceinline__ std::uint32_t positions_below(std::int32_t column) {
+  constexpr std::uint32_t kAllPositions = (1u << kPositions) - 1u;
   const std::int32_t at = max(column, 0);
   const std::int32_t count = min(2 * (at / 8) + min(at % 8, 2), kPositions);
-  return ~__funnelshift_rc(0xffffffffu, 0u, static_cast<unsigned>(count));
+  return kAllPositions & ~(kAllPositions >> count);
 }
 
 /// The positions whose scores are above their row's threshold: never a NaN.
-__device__ __forceinline__ void passing(const float (&scores)[64], const float (&threshold)[2],
+__device__ __forceinline__ void passing(const float (&scores)[kTileColumns / 2], const float (&threshold)[2],
                                         const TileColumns& tile, std::uint32_t (&mask)[2]) {
   constexpr int kHalf = kPositions / 2;
   std::uint32_t half[2][2] = {};
@@ -76,7 +77,7 @@ __device__ __forceinline__ void passing(const float (&scores)[64], const float (
 
 /// Greatest scores of groups of kEach positions of row i; -inf where a group has a column that may not be chosen.
 template <int kEach>
-__device__ __forceinline__ void group_maxima(const float (&scores)[64], const TileColumns& tile, int i,
+__device__ __forceinline__ void group_maxima(const float (&scores)[kTileColumns / 2], const TileColumns& tile, int i,
                                              float (&maxima)[kSorted]) {
 #pragma unroll
   for (int group = 0; group < kSorted; ++group) {
@@ -99,70 +100,55 @@ __device__ __forceinline__ void group_maxima(const float (&scores)[64], const Ti
   }
 }
 
-/// The same for the groups that the tile's columns fill best: four positions, or two or one where few columns count.
-__device__ __forceinline__ void group_maxima(const float (&scores)[64], const TileColumns& tile, int i,
+/// The same for the groups that the tile's columns fill best: two positions, or one where few columns count.
+__device__ __forceinline__ void group_maxima(const float (&scores)[kTileColumns / 2], const TileColumns& tile, int i,
                                              float (&maxima)[kSorted]) {
-  if (tile.count <= kTileColumns / 4) {
+  if (tile.count <= kTileColumns / 2) {
     group_maxima<1>(scores, tile, i, maxima);
-  } else if (tile.count <= kTileColumns / 2) {
-    group_maxima<2>(scores, tile, i, maxima);
   } else {
-    group_maxima<4>(scores, tile, i, maxima);
+    group_maxima<2>(scores, tile, i, maxima);
   }
 }
 
-/// Calls begin(counts of the lane's passing scores of both rows) for a half of the tile that has some, then, as long as a
-/// lane has one left, take(scores, columns) with the next of each row, -inf where none is left; columns ascend. All lanes
-/// together. `stage`: shared address of the lane's first 16 bytes of its warp's stage.
+/// Calls begin(counts of the lane's passing scores of both rows) where some lane has one, then, as long as a lane has one
+/// left, take(scores, columns) with the next of each row, -inf where none is left; columns ascend. All lanes together.
+/// `stage`: shared address of the lane's first 16 bytes of its warp's stage.
 template <class Begin, class Take>
-__device__ __forceinline__ void sweep(const float (&scores)[64], const std::uint32_t (&mask)[2], std::uint32_t stage,
-                                      std::int32_t first_column, Begin&& begin, Take&& take) {
-  constexpr int kHalf = kPositions / 2;
-#pragma unroll 1
-  for (int half = 0; half < 2; ++half) {
-    std::uint32_t left[2];
+__device__ __forceinline__ void sweep(const float (&scores)[kTileColumns / 2], const std::uint32_t (&mask)[2],
+                                      std::uint32_t stage, std::int32_t first_column, Begin&& begin, Take&& take) {
+  std::uint32_t left[2] = {mask[0], mask[1]};
+  if (!__any_sync(kAllLanes, (left[0] | left[1]) != 0)) return;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) left[i] = half == 0 ? mask[i] >> kHalf : mask[i] & ((1u << kHalf) - 1u);
-    if (!__any_sync(kAllLanes, (left[0] | left[1]) != 0)) continue;
-    const auto put = [&](int from) {
-#pragma unroll
-      for (int j = 0; j < kHalf / 2; ++j) {
-        asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(stage + j * kStagedStride),
-                     "f"(scores[from + 4 * j]), "f"(scores[from + 4 * j + 1]), "f"(scores[from + 4 * j + 2]),
-                     "f"(scores[from + 4 * j + 3])
-                     : "memory");
-      }
-    };
-    if (half == 0) {
-      put(0);
-    } else {
-      put(score_of(kHalf, 0));
-    }
-    begin({__popc(left[0]), __popc(left[1])});
-    do {
-      float score[2];
-      std::int32_t column[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        // The highest bit is the lowest column: bit b is position 15 - b. No bit at all gives b = -1.
-        std::int32_t bit;
-        asm("bfind.u32 %0, %1;" : "=r"(bit) : "r"(left[i]));
-        const std::int32_t low = bit & 1;
-        const std::uint32_t address = stage + (kHalf / 2 - 1) * kStagedStride + 4 + 8 * i - 256 * bit + 252 * low;
-        column[i] = first_column + half * (kTileColumns / 2) + column_of(kHalf - 1) - 4 * bit + 3 * low;
-        asm volatile(
-            "{\n.reg .pred p;\n"
-            "setp.ne.u32 p, %2, 0;\n"
-            "mov.b32 %0, 0xff800000;\n"
-            "@p ld.shared.f32 %0, [%1];\n}\n"
-            : "=f"(score[i])
-            : "r"(address), "r"(left[i])
-            : "memory");
-        left[i] &= ~(1u << (bit & 31));
-      }
-      take(score, column);
-    } while (__any_sync(kAllLanes, (left[0] | left[1]) != 0));
+  for (int j = 0; j < kPositions / 2; ++j) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(stage + j * kStagedStride), "f"(scores[4 * j]),
+                 "f"(scores[4 * j + 1]), "f"(scores[4 * j + 2]), "f"(scores[4 * j + 3])
+                 : "memory");
   }
+  begin({__popc(left[0]), __popc(left[1])});
+  do {
+    float score[2];
+    std::int32_t column[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      // The highest bit is the lowest column: bit b is position kPositions - 1 - b. No bit at all gives b = -1.
+      std::int32_t bit;
+      asm("bfind.u32 %0, %1;" : "=r"(bit) : "r"(left[i]));
+      const std::int32_t low = bit & 1;
+      const std::uint32_t address =
+          stage + (kPositions / 2 - 1) * kStagedStride + 4 + 8 * i - 256 * bit + 252 * low;
+      column[i] = first_column + column_of(kPositions - 1) - 4 * bit + 3 * low;
+      asm volatile(
+          "{\n.reg .pred p;\n"
+          "setp.ne.u32 p, %2, 0;\n"
+          "mov.b32 %0, 0xff800000;\n"
+          "@p ld.shared.f32 %0, [%1];\n}\n"
+          : "=f"(score[i])
+          : "r"(address), "r"(left[i])
+          : "memory");
+      left[i] &= ~(1u << (bit & 31));
+    }
+    take(score, column);
+  } while (__any_sync(kAllLanes, (left[0] | left[1]) != 0));
 }
 
 }  // namespace moba::cuda

@@ -50,7 +50,7 @@ class ScoreQueues {
   }
 
   /// Takes in a tile.
-  __device__ __forceinline__ void take(const float (&scores)[64], const TileColumns& tile, int index) {
+  __device__ __forceinline__ void take(const float (&scores)[kTileColumns / 2], const TileColumns& tile, int index) {
     if (index == 0 && bounded()) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {

@@ -1,5 +1,5 @@
 // score_select: the best past blocks of each row. Warpgroups hold 64 query rows each in registers; representatives
-// stream through a ring in shared memory, 128 at a time; scores never leave the accumulators (see best_blocks.cuh).
+// stream through a ring in shared memory, 64 at a time; scores never leave the accumulators (see best_blocks.cuh).
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
@@ -17,11 +17,11 @@ namespace moba::cuda {
 namespace {
 
 constexpr int kGroupRows = 64;  // of a warpgroup
-constexpr int kMostGroups = 3;
-constexpr int kMostStages = 4;
+constexpr int kMostGroups = 4;
+constexpr int kMostStages = 8;
 constexpr int kItemSlots = 4;
 // Of 128 a thread at launch: three warpgroups that choose and one that copies.
-constexpr int kConsumerRegisters = 152, kProducerRegisters = 40;
+constexpr int kConsumerRegisters = 112, kProducerRegisters = 32;
 // What a block of threads may have on this architecture, less the barriers and the alignment of the ring.
 constexpr int kSharedBytes = 227 * 1024 - 2048;
 
