@@ -64,7 +64,7 @@ struct PoolProblem {
 void launch_pool(cudaStream_t stream, DType dtype, const PoolProblem& problem);
 
 struct SelectProblem {
-  CUtensorMap representatives;  // [R, HK, D], boxes of kSelectColumns rows
+  CUtensorMap representatives;  // [R, HK, D], boxes of kSelectBoxRows rows
   const void* q;                // [Tq, H, D]
   std::int64_t q_row_stride, q_head_stride;
   std::int64_t rows, heads, kv_heads, head_dim;
@@ -82,8 +82,8 @@ struct SelectProblem {
   MOBA_HOST_DEVICE std::int32_t block_of(std::int32_t position) const { return block_size.quotient(position); }
 };
 
-/// Block rows of one tile of scores.
-inline constexpr int kSelectColumns = 64;
+/// Representatives that are copied at a time; tiles have one or two times as many.
+inline constexpr int kSelectBoxRows = 64;
 
 void launch_select(cudaStream_t stream, DType dtype, const SelectProblem& problem);
 

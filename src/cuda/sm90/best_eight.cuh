@@ -7,10 +7,15 @@
 #include "cuda/sm90/score_queues.cuh"
 
 namespace moba::cuda {
+#ifndef KCOL
+#define KCOL 128
+#define KGRP 3
+#endif
 
 /// The choice of one warp for its 16 rows (two of each thread), over one item. See BestBlocks.
-class BestEight : public ScoreQueues<kSorted> {
+class BestEight : public ScoreQueues<kSorted, KCOL> {
  public:
+  static constexpr int kGroups = KGRP;
   __device__ __forceinline__ void settle() {
     if (few()) {
       settle_of<kSorted>();
@@ -41,11 +46,7 @@ class BestEight : public ScoreQueues<kSorted> {
   template <int kCount>
   __device__ __forceinline__ void settle_of() {
     Entry entries[2][kCount];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      read(begin_[i], end_[i], entries[i]);
-      threshold_[i] = kth(entries[i]);
-    }
+    kth(entries, threshold_);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float bound = below(threshold_[i]);
@@ -60,10 +61,10 @@ class BestEight : public ScoreQueues<kSorted> {
     Entry entries[2][kCount];
     float bound[2];
     int mine[2];
+    kth(entries, bound);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      read(begin_[i], end_[i], entries[i]);
-      bound[i] = below(kth(entries[i]));
+      bound[i] = below(bound[i]);
       mine[i] = 0;
 #pragma unroll
       for (const Entry& entry : entries[i]) mine[i] += entry.score > bound[i];
@@ -149,16 +150,20 @@ class BestEight : public ScoreQueues<kSorted> {
     }
   }
 
-  /// The k-th best score of the quad, exactly; -inf where it has fewer.
+  /// Reads the queues and finds the k-th best scores of the quads, exactly; -inf where one has fewer.
   template <int kCount>
-  __device__ __forceinline__ float kth(const Entry (&entries)[kCount]) const {
-    float sorted[kSorted];
+  __device__ __forceinline__ void kth(Entry (&entries)[2][kCount], float (&bound)[2]) const {
+    float sorted[2][kSorted];
 #pragma unroll
-    for (int e = 0; e < kSorted; ++e) sorted[e] = entries[e].score;
-    sort_eight(sorted);
+    for (int i = 0; i < 2; ++i) {
+      read(begin_[i], end_[i], entries[i]);
 #pragma unroll
-    for (int e = kSorted; e < kCount; ++e) keep_sorted(sorted, entries[e].score);
-    return kth_of_quad<kSorted>(sorted, k_);
+      for (int e = 0; e < kSorted; ++e) sorted[i][e] = entries[i][e].score;
+      sort_eight(sorted[i]);
+#pragma unroll
+      for (int e = kSorted; e < kCount; ++e) keep_sorted(sorted[i], entries[i][e].score);
+    }
+    kth_of_quads(sorted, k_, bound);
   }
 
   __device__ __forceinline__ static void put_above(float score, float bound, std::int32_t column, std::uint32_t& at) {
