@@ -78,10 +78,9 @@ TEST(Segments, FitTheirCountersAndTheirScratch) {
 }
 
 TEST(Segments, AreManyEnoughForTheMachineAndNoMore) {
-  // (128, 8) at 128K, 16 heads: what is written does not stay in the cache, so segments come in order.
+  // (128, 8) at 128K, 16 heads; (512, 3) at 128K and 8K.
   EXPECT_EQ(segment_rows_for({0, 131072, 0, 16}, 7, 1025), 1024);
-  // (512, 3): a segment has whole lines for each block, so that every multiprocessor is filled once.
-  EXPECT_EQ(segment_rows_for({0, 131072, 0, 16}, 2, 257), 4096);
+  EXPECT_EQ(segment_rows_for({0, 131072, 0, 16}, 2, 257), 1024);
   EXPECT_EQ(segment_rows_for({0, 8192, 0, 16}, 2, 17), 256);
 }
 
