@@ -7,15 +7,13 @@
 #include "cuda/sm90/score_queues.cuh"
 
 namespace moba::cuda {
-#ifndef KCOL
-#define KCOL 128
-#define KGRP 3
-#endif
 
 /// The choice of one warp for its 16 rows (two of each thread), over one item. See BestBlocks.
-class BestEight : public ScoreQueues<kSorted, KCOL> {
+class BestEight : public ScoreQueues<kSorted> {
  public:
-  static constexpr int kGroups = KGRP;
+  static constexpr int kGroups = 3;
+  /// As of ScoreQueues, but that the first threshold comes of two tiles.
+  __device__ __forceinline__ bool settles(int index) const { return index >= 4 && (index & (index - 1)) == 0; }
   __device__ __forceinline__ void settle() {
     if (few()) {
       settle_of<kSorted>();
