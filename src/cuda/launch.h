@@ -36,6 +36,7 @@ struct InvertProblem {
   Divisor divide;                       // by the block size, or by 2^31 - 1 where that is larger: tokens are below it
   std::int64_t segments, segment_rows;  // runs of rows that are counted and written together; see segments.h
   std::uint32_t* counts;                // [lists, segments, block_rows]
+  std::uint32_t* totals;                // [lists, block_rows]
   std::int32_t* error_word;             // or null
 };
 

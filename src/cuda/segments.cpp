@@ -34,7 +34,7 @@ std::int64_t count_words(const Slice& slice, std::int64_t budget, std::int64_t b
   const std::int64_t rows = slice.rows * slice.lists;
   const std::int64_t whole =
       std::max(std::min(rows / fewest_rows(budget, block_rows), kEnoughSegments), rows / kMostSegmentRows);
-  return block_rows * (whole + slice.lists);  // the last segment of a list may be cut short
+  return block_rows * (whole + 2 * slice.lists);  // the last segment of a list may be cut short; and the totals
 }
 
 std::int64_t items_for(const Slice& slice, std::int64_t budget, std::int64_t block_rows, std::int64_t item_rows) {

@@ -69,7 +69,7 @@ TEST(Segments, FitTheirCountersAndTheirScratch) {
       for (std::int64_t lists = 1; lists <= shape.lists; lists *= 2) {
         const Slice part{0, fewer_rows, 0, lists};
         const std::int64_t part_rows = segment_rows_for(part, shape.budget, shape.block_rows);
-        ASSERT_LE(lists * ((fewer_rows + part_rows - 1) / part_rows) * shape.block_rows, words)
+        ASSERT_LE(lists * ((fewer_rows + part_rows - 1) / part_rows + 1) * shape.block_rows, words)
             << shape.rows << " " << shape.lists << " " << shape.budget << " " << shape.block_rows << ": " << fewer_rows
             << " " << lists;
       }

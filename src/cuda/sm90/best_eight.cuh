@@ -9,11 +9,9 @@
 namespace moba::cuda {
 
 /// The choice of one warp for its 16 rows (two of each thread), over one item. See BestBlocks.
-class BestEight : public ScoreQueues<kSorted> {
+class BestEight : public ScoreQueues<kSorted, 128> {
  public:
-  static constexpr int kGroups = 3;
-  /// As of ScoreQueues, but that the first threshold comes of two tiles.
-  __device__ __forceinline__ bool settles(int index) const { return index >= 4 && (index & (index - 1)) == 0; }
+  static constexpr int kGroups = 3;  // warpgroups of a block of threads
   __device__ __forceinline__ void settle() {
     if (few()) {
       settle_of<kSorted>();

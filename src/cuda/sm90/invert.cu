@@ -40,14 +40,14 @@ __device__ __forceinline__ Task find_task(const InvertProblem& problem) {
 }
 
 template <int kListed>
-__global__ void __launch_bounds__(kThreads, kListed == 8 ? 4 : 5) invert_count_kernel(InvertProblem problem) {
+__global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4) invert_count_kernel(InvertProblem problem) {
   extern __shared__ std::uint32_t shared[];  // [bins]
   wait_for_launches_before();
   const Task task = find_task<kCountWindow>(problem);
   for (std::int64_t bin = threadIdx.x; bin < task.bins; bin += kThreads) shared[bin] = 0;
   __syncthreads();
   const std::int64_t part = problem.segment_rows / kWarps, first = threadIdx.x / 32 * part;
-  const Places<kListed> places(static_cast<std::uint32_t>(problem.budget));
+  const Places<kListed> places(problem);
   walk_list<true>(problem, places, task.list, task.first_row + first, min(part, task.rows - first),
                   static_cast<std::int32_t>(task.window), static_cast<std::int32_t>(task.bins),
                   [&](const std::int32_t (&bins)[kListed], std::uint32_t) {
@@ -81,57 +81,57 @@ __device__ __forceinline__ std::uint32_t sum_column(const InvertProblem& problem
   return sum;
 }
 
-/// totals[bin + 1] becomes the entries of each bin.
-__global__ void invert_columns_kernel(InvertProblem problem, std::int64_t* totals) {
+/// totals[bin] becomes the entries of each bin.
+__global__ void invert_columns_kernel(InvertProblem problem) {
   wait_for_launches_before();
   const std::int64_t bin = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (bin < problem.lists * problem.block_rows) totals[bin + 1] = sum_column(problem, bin);
+  if (bin < problem.lists * problem.block_rows) problem.totals[bin] = sum_column(problem, bin);
 }
 
 constexpr int kScanThreads = 1024;
-constexpr int kScanEach = 8;
 
-/// offsets[bin + 1] holds totals, unless `sums_columns`, and becomes their inclusive sum; first_item likewise of the work
-/// items. One block.
+/// Entries, and the work items that they make.
+struct Sums {
+  std::int64_t entries, items;
+};
+struct AddSums {
+  __device__ Sums operator()(const Sums& a, const Sums& b) const { return {a.entries + b.entries, a.items + b.items}; }
+};
+
+/// offsets[bin + 1] and first_item[bin + 1] become the inclusive sums of the totals and of their work items. A block of
+/// threads has kScanThreads bins, and adds up those before it for itself. The totals come from the counts where
+/// `sums_columns`, which is for one block.
 __global__ void __launch_bounds__(kScanThreads)
-    invert_offsets_kernel(InvertProblem problem, bool sums_columns, std::int64_t item_rows, std::int64_t* offsets,
-                          std::int32_t* first_item) {
+    invert_offsets_kernel(InvertProblem problem, bool sums_columns, Divisor item_rows, std::int32_t last_of_item,
+                          std::int64_t* offsets, std::int32_t* first_item) {
   wait_for_launches_before();
   const std::int64_t bins = problem.lists * problem.block_rows;
-  if (sums_columns) {
-    for (std::int64_t bin = threadIdx.x; bin < bins; bin += kScanThreads) offsets[bin + 1] = sum_column(problem, bin);
-    __syncthreads();
+  const auto sums_of = [&](std::uint32_t total) {
+    return Sums{total, item_rows.quotient(static_cast<std::int32_t>(total) + last_of_item)};
+  };
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kScanThreads;
+  Sums before{};
+  for (std::int64_t bin = threadIdx.x; bin < begin; bin += kScanThreads) {
+    before = AddSums{}(before, sums_of(problem.totals[bin]));
   }
-  std::int64_t entries = 0, items = 0;  // of the bins before
-  if (threadIdx.x == 0) {
+  if (begin > 0) before = block_scan<kScanThreads>(before, Sums{}, AddSums{}).total;
+  // One block has all bins, which may be more than it has threads.
+  const std::int64_t end = sums_columns ? bins : min(bins, begin + kScanThreads);
+  for (std::int64_t first = begin; first < end; first += kScanThreads) {
+    const std::int64_t bin = first + threadIdx.x;
+    Sums mine{};
+    if (bin < end) mine = sums_of(sums_columns ? sum_column(problem, bin) : problem.totals[bin]);
+    const auto scan = block_scan<kScanThreads>(mine, Sums{}, AddSums{});
+    const Sums after = AddSums{}(AddSums{}(before, scan.exclusive), mine);
+    if (bin < end) {
+      offsets[bin + 1] = after.entries;
+      if (first_item != nullptr) first_item[bin + 1] = static_cast<std::int32_t>(after.items);
+    }
+    before = AddSums{}(before, scan.total);
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
     offsets[0] = 0;
     if (first_item != nullptr) first_item[0] = 0;
-  }
-  for (std::int64_t first = 0; first < bins; first += kScanThreads * kScanEach) {
-    const std::int64_t begin = first + threadIdx.x * kScanEach;
-    std::int64_t counts[kScanEach];
-    std::int64_t my_entries = 0, my_items = 0;
-#pragma unroll
-    for (int i = 0; i < kScanEach; ++i) {
-      counts[i] = begin + i < bins ? offsets[begin + i + 1] : 0;
-      my_entries += counts[i];
-      my_items += (counts[i] + item_rows - 1) / item_rows;
-    }
-    const auto add = [](std::int64_t a, std::int64_t b) { return a + b; };
-    const auto entry_scan = block_scan<kScanThreads>(my_entries, std::int64_t{0}, add);
-    const auto item_scan = block_scan<kScanThreads>(my_items, std::int64_t{0}, add);
-    std::int64_t entry = entries + entry_scan.exclusive, item = items + item_scan.exclusive;
-#pragma unroll
-    for (int i = 0; i < kScanEach; ++i) {
-      entry += counts[i];
-      item += (counts[i] + item_rows - 1) / item_rows;
-      if (begin + i < bins) {
-        offsets[begin + i + 1] = entry;
-        if (first_item != nullptr) first_item[begin + i + 1] = static_cast<std::int32_t>(item);
-      }
-    }
-    entries += entry_scan.total;
-    items += item_scan.total;
   }
 }
 
@@ -150,35 +150,43 @@ std::int64_t batch_rows_for(const InvertProblem& problem) {
   return rows;
 }
 
-/// Tables of a block of threads in shared memory, for a window of bins and so many entries.
+/// Tables of a block of threads in shared memory, for a window of bins and so many entries. `stride`: bins, rounded up so
+/// that every table can be filled 16 bytes at a time.
 struct SortTables {
-  std::uint32_t* place;     // [bins]: of the batch's first entry, counted from the list's first
-  std::uint32_t* shift;     // [bins]: from a place among the batch's sorted entries to that of the list
-  std::uint32_t* rows;      // [kWarps, bins]: the rows of a step that chose the bin, as bits; 0 between uses
-  std::uint32_t* sorted;    // [entries]
-  std::uint16_t* before;    // [kWarps, even bins]: place of the warp's next entry among the sorted; counts at first
-  std::uint16_t* bin_of;    // [entries]: of each entry of the batch; kNoBin where it does not count
-  std::int32_t words;       // of a warp's `before`
+  std::uint32_t* place;   // [stride]: of the batch's first entry, counted from the list's first
+  std::uint32_t* shift;   // [stride]: from a place among the batch's sorted entries to that of the list
+  std::uint32_t* rows;    // [kWarps, stride]: the rows of a step that chose the bin, as bits; 0 between uses
+  std::uint16_t* before;  // [kWarps, stride]: place of the warp's next entry among the sorted; counts at first
+  std::uint32_t* sorted;  // [entries]
+  std::uint16_t* bin_of;  // [entries]: of each entry of the batch; kNoBin where it does not count
+  std::int32_t stride;
 
   static constexpr std::uint16_t kNoBin = 0xffff;
+  __host__ __device__ static constexpr std::int64_t stride_for(std::int64_t bins) { return (bins + 7) / 8 * 8; }
   static constexpr std::int64_t bytes(std::int64_t bins, std::int64_t entries) {
-    return (2 + kWarps) * bins * 4 + kWarps * (bins + bins % 2) * 2 + entries * 6;
+    return (8 + 6 * kWarps) * stride_for(bins) + 6 * entries;
   }
   __device__ SortTables(std::uint32_t* shared, std::int32_t bins, std::int32_t entries)
-      : place(shared),
-        shift(place + bins),
-        rows(shift + bins),
-        sorted(rows + kWarps * bins),
-        before(reinterpret_cast<std::uint16_t*>(sorted + entries)),
-        bin_of(before + kWarps * (bins + bins % 2)),
-        words((bins + bins % 2) / 2) {}
+      : stride(static_cast<std::int32_t>(stride_for(bins))) {
+    place = shared;
+    shift = place + stride;
+    rows = shift + stride;
+    before = reinterpret_cast<std::uint16_t*>(rows + kWarps * stride);
+    sorted = reinterpret_cast<std::uint32_t*>(before + kWarps * stride);
+    bin_of = reinterpret_cast<std::uint16_t*>(sorted + entries);
+  }
 };
+
+/// 16 bytes at a time, by all threads of the block.
+__device__ __forceinline__ void fill_zeros(void* shared, std::int32_t bytes) {
+  for (std::int32_t i = threadIdx.x; i < bytes / 16; i += kThreads) static_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
+}
 
 /// `before` holds the counts of each warp and becomes their places among the sorted entries, which lie by bin, then by
 /// warp; `place` moves on to the next batch. Returns the number of entries. All threads of the block.
 __device__ __forceinline__ std::uint32_t find_places(const SortTables& tables, std::int32_t bins) {
   const std::int32_t each = (bins + kThreads - 1) / kThreads, begin = min(bins, static_cast<std::int32_t>(threadIdx.x) * each);
-  const std::int32_t end = min(bins, begin + each), stride = 2 * tables.words;
+  const std::int32_t end = min(bins, begin + each), stride = tables.stride;
   std::uint32_t mine = 0;
   for (std::int32_t bin = begin; bin < end; ++bin) {
 #pragma unroll
@@ -216,44 +224,43 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4)
   for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
     tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + window + bin] - base) + task.counts[bin];
   }
-  for (int i = threadIdx.x; i < kWarps * bins; i += kThreads) tables.rows[i] = 0;
+  fill_zeros(tables.rows, kWarps * tables.stride * 4);
 
   const int warp = threadIdx.x / 32;
   const std::uint32_t lane = threadIdx.x % 32;
-  const Places<kListed> places(budget);
+  const Places<kListed> places(problem);
   const std::int32_t part = batch_rows / kWarps;
-  std::uint32_t* const counts = reinterpret_cast<std::uint32_t*>(tables.before);
-  std::uint32_t* const rows = tables.rows + warp * bins;
-  std::uint16_t* const before = tables.before + warp * 2 * tables.words;
+  std::uint32_t* const rows = tables.rows + warp * tables.stride;
+  std::uint16_t* const before = tables.before + warp * tables.stride;
+  std::uint32_t* const counts = reinterpret_cast<std::uint32_t*>(before);
   std::uint16_t* const bin_of = tables.bin_of + warp * part * budget;
   for (std::int64_t batch = 0; batch < task.rows; batch += batch_rows) {
-    for (int i = threadIdx.x; i < kWarps * tables.words; i += kThreads) counts[i] = 0;
+    fill_zeros(tables.before, kWarps * tables.stride * 2);
     __syncthreads();
     // Each warp's part of the rows: bins, and how often each. Two counts a word: a batch has fewer than 2^16 entries.
-    const std::int32_t part_rows =
-        static_cast<std::int32_t>(max(std::int64_t{0}, min(std::int64_t{part}, task.rows - batch - warp * part)));
+    const std::uint32_t part_rows =
+        static_cast<std::uint32_t>(max(std::int64_t{0}, min(std::int64_t{part}, task.rows - batch - warp * part)));
     walk_list<false>(problem, places, task.list, task.first_row + batch + warp * part, part_rows, window, bins,
                      [&](const std::int32_t (&listed)[kListed], std::uint32_t first_row) {
 #pragma unroll
                        for (int u = 0; u < kListed; ++u) {
                          const std::int32_t bin = listed[u];
-                         if (first_row + (places.at[u] >> kSlotBits) < static_cast<std::uint32_t>(part_rows)) {
+                         if (places.at[u] < (part_rows - first_row) << kSlotBits) {
                            bin_of[first_row * budget + 32 * u + lane] = static_cast<std::uint16_t>(bin);
                          }
-                         if (bin >= 0) atomicAdd(counts + warp * tables.words + bin / 2, bin % 2 == 0 ? 1u : 0x10000u);
+                         if (bin >= 0) atomicAdd(counts + bin / 2, bin % 2 == 0 ? 1u : 0x10000u);
                        }
                      });
     __syncthreads();
     const std::uint32_t total = find_places(tables, bins);
     __syncthreads();
-    for (std::int32_t first_row = 0; first_row < part_rows; first_row += static_cast<std::int32_t>(places.rows)) {
+    for (std::uint32_t first_row = 0; first_row < part_rows; first_row += places.rows) {
       std::uint32_t bin[kListed], peers[kListed], start[kListed];
 #pragma unroll
       for (int u = 0; u < kListed; ++u) {
-        const std::uint32_t row = places.at[u] >> kSlotBits;
         bin[u] = SortTables::kNoBin;
-        if (first_row + row < static_cast<std::uint32_t>(part_rows)) bin[u] = bin_of[first_row * budget + 32 * u + lane];
-        if (bin[u] != SortTables::kNoBin) atomicOr(rows + bin[u], 1u << row);
+        if (places.at[u] < (part_rows - first_row) << kSlotBits) bin[u] = bin_of[first_row * budget + 32 * u + lane];
+        if (bin[u] != SortTables::kNoBin) atomicOr(rows + bin[u], 1u << (places.at[u] >> kSlotBits));
       }
       __syncwarp();
 #pragma unroll
@@ -272,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4)
           rows[bin[u]] = 0;
         }
         tables.sorted[start[u] + __popc(earlier)] =
-            (bin[u] << kBinShift) + (static_cast<std::uint32_t>(warp * part + first_row) << kSlotBits) + places.at[u];
+            (bin[u] << kBinShift) + ((static_cast<std::uint32_t>(warp * part) + first_row) << kSlotBits) + places.at[u];
       }
       __syncwarp();
     }
@@ -348,14 +355,14 @@ void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::
   // So many counts one block of threads sums in the time of a second launch.
   constexpr std::int64_t kFewCounts = 16 * kScanThreads;
   const bool few = bins * problem.segments <= kFewCounts;
-  if (bins > 0 && !few) {
+  if (!few) {
     constexpr int kColumnThreads = 128;
     const auto blocks = static_cast<unsigned>((bins + kColumnThreads - 1) / kColumnThreads);
-    launch_dependent(invert_columns_kernel, "invert_columns_kernel", blocks, kColumnThreads, 0, stream, problem,
-                     offsets);
+    launch_dependent(invert_columns_kernel, "invert_columns_kernel", blocks, kColumnThreads, 0, stream, problem);
   }
-  launch_dependent(invert_offsets_kernel, "invert_offsets_kernel", 1, kScanThreads, 0, stream, problem, few, item_rows,
-                   offsets, first_item);
+  const auto blocks = few ? 1u : static_cast<unsigned>((bins + kScanThreads - 1) / kScanThreads);
+  launch_dependent(invert_offsets_kernel, "invert_offsets_kernel", blocks, kScanThreads, 0, stream, problem, few,
+                   Divisor(item_rows), static_cast<std::int32_t>(item_rows - 1), offsets, first_item);
 }
 
 void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, const std::int64_t* offsets,

@@ -32,17 +32,21 @@ __device__ __forceinline__ RowRun run_of_row(const InvertProblem& problem, std::
 /// hold, at most 32.
 template <int kListed>
 struct Places {
-  std::uint32_t rows;         // of a step
-  std::uint32_t at[kListed];  // row << kSlotBits | slot; kNoRow where the step has no such entry
+  std::uint32_t rows;           // of a step
+  std::uint32_t at[kListed];    // row << kSlotBits | slot; kNoRow where the step has no such entry
+  std::uint32_t from[kListed];  // where it lies in the list, from the step's first: below 2^32, see kMaxListRowStride
 
   static constexpr std::uint32_t kNoRow = 1u << 20;
 
-  __device__ __forceinline__ explicit Places(std::uint32_t budget) : rows(min(32u, 32 * kListed / budget)) {
+  __device__ __forceinline__ explicit Places(const InvertProblem& problem)
+      : rows(min(32u, 32 * kListed / static_cast<std::uint32_t>(problem.budget))) {
+    const std::uint32_t budget = static_cast<std::uint32_t>(problem.budget);
     const std::uint32_t lane = threadIdx.x % 32, step_rows = 32 / budget, step_slots = 32 % budget;
     std::uint32_t row = lane / budget, slot = lane % budget;
 #pragma unroll
     for (int u = 0; u < kListed; ++u) {
       at[u] = (row < rows ? row : kNoRow) << kSlotBits | slot;
+      from[u] = row * static_cast<std::uint32_t>(problem.row_stride) + slot;
       row += step_rows;
       slot += step_slots;
       if (slot >= budget) {
@@ -69,12 +73,13 @@ __device__ __forceinline__ void walk_list(const InvertProblem& problem, const Pl
   const auto row_of = [&](int u) { return places.at[u] >> kSlotBits; };
   const auto slot_of = [&](int u) { return places.at[u] & ((1u << kSlotBits) - 1u); };
   std::int32_t ahead[kListed];
+  const std::int32_t* next = lists;
+  const std::int64_t step_stride = places.rows * problem.row_stride;
   const auto load = [&](std::uint32_t at) {
+    const std::uint32_t end = at < count ? (count - at) << kSlotBits : 0;
 #pragma unroll
-    for (int u = 0; u < kListed; ++u) {
-      const bool there = at + row_of(u) < count;
-      ahead[u] = there ? __ldg(lists + (at + row_of(u)) * problem.row_stride + slot_of(u)) : -1;
-    }
+    for (int u = 0; u < kListed; ++u) ahead[u] = places.at[u] < end ? __ldg(next + places.from[u]) : -1;
+    next += step_stride;
   };
   RowRun run;
   load(0);
@@ -94,7 +99,7 @@ __device__ __forceinline__ void walk_list(const InvertProblem& problem, const Pl
       const std::int32_t block = blocks[u];
       // The entry before: the last lane gives that of the step before to the first.
       const std::int32_t given = lane == 31 && u > 0 ? blocks[u > 0 ? u - 1 : 0] : block;
-      const std::int32_t before = __shfl_sync(kAll, given, (lane + 31) % 32);
+      const std::int32_t before = __shfl_sync(kAll, given, static_cast<int>(lane) - 1);  // modulo 32
       std::int32_t own = mine.own, first_bin = mine.first_bin;
       if (!one) {
         own = __shfl_sync(kAll, own, static_cast<int>(row_of(u) % 32));
@@ -114,7 +119,7 @@ __device__ __forceinline__ void walk_list(const InvertProblem& problem, const Pl
       for (int u = 0; u < kListed; ++u) {
         const std::int32_t own = __shfl_sync(kAll, mine.own, static_cast<int>(row_of(u) % 32));
         if (at + row_of(u) >= count) continue;
-        const std::int32_t* row_list = lists + (at + row_of(u)) * problem.row_stride;
+        const std::int32_t* row_list = lists + static_cast<std::int64_t>(at + row_of(u)) * problem.row_stride;
         std::int32_t highest = -1;
 #pragma unroll 1
         for (std::uint32_t s = 0; s < slot_of(u); ++s) {

@@ -23,10 +23,10 @@ inline constexpr std::uint32_t kEntryStride = 2 * kQueueThreads * 8;
 inline constexpr int kBatch = 4;
 
 /// The queues of one warp for its 16 rows (two of each thread), over one item; k <= kMost.
-template <int kMost>
+template <int kMost, int kTileColumns>
 class ScoreQueues {
  public:
-  static constexpr int kColumns = 64;
+  static constexpr int kColumns = kTileColumns;
   /// Entries of a lane's queue of one row: k must fit and one more; with a few more, queues are full less often.
   static constexpr int capacity(int k) { return kMost <= kSorted ? kSorted + 4 : k + 5; }
   /// Bytes of a warpgroup's queues.
@@ -44,42 +44,34 @@ class ScoreQueues {
     }
   }
 
-  /// Whether settle() is worth its time before tile `index` is taken in, it raises the thresholds to what the tiles so
-  /// far allow. After the second, fourth, eighth ... tile.
+  /// Whether settle() is worth its time before tile `index` is taken in, while its scores are not there yet: it raises the
+  /// thresholds to what the tiles so far allow. After the second, fourth, eighth ... tile.
   __device__ __forceinline__ bool settles(int index) const {
     return index >= 2 && (index & (index - 1)) == 0 && bounded();
   }
 
-  /// Before the first tile is taken in: a threshold from its scores, or from those of the first two.
-  __device__ __forceinline__ void begin(const float (&scores)[kColumns / 2], const TileColumns& tile) {
-    if (!bounded()) return;
-    float maxima[2][kSorted];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) best_maxima(scores, tile, i, maxima[i]);
-    start_above(maxima);
-  }
-  __device__ __forceinline__ void begin(const float (&first)[kColumns / 2], const float (&second)[kColumns / 2],
-                                        const TileColumns& tile) {
-    if (tile.count <= kColumns) {
-      begin(first, tile);
-      return;
-    }
-    float maxima[2][kSorted];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      constexpr int kHalf = kSorted / 2;
-      group_maxima<kColumns / 4 / kHalf, kHalf>(first, tile, i, 0, maxima[i]);
-      group_maxima<kColumns / 4 / kHalf, kHalf>(second, tile, i, kColumns, maxima[i] + kHalf);
-    }
-    start_above(maxima);
-  }
-
   /// Takes in a tile.
-  __device__ __forceinline__ void take(const float (&scores)[kColumns / 2], const TileColumns& tile) {
+  __device__ __forceinline__ void take(const float (&scores)[kColumns / 2], const TileColumns& tile, int index) {
+    if (index == 0 && bounded()) {
+      float maxima[2][kSorted];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        best_maxima<kColumns>(scores, tile, i, maxima[i]);
+        sort_eight(maxima[i]);
+      }
+      if constexpr (kBounded <= kSorted) {
+        kth_of_quads(maxima, k_, threshold_);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) threshold_[i] = kth_of_quad<kBounded>(maxima[i], k_);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) threshold_[i] = below(threshold_[i]);
+    }
     std::uint32_t mask[2];
-    passing(scores, threshold_, tile, mask);
+    passing<kColumns>(scores, threshold_, tile, mask);
     bool crowded = false;
-    sweep(
+    sweep<kColumns>(
         scores, mask, stage_, tile.first,
         [&](const int (&counts)[2]) {
           bool full = false;
@@ -98,20 +90,6 @@ class ScoreQueues {
 
  protected:
   static constexpr int kBounded = kMost < kMostBounded ? kMost : kMostBounded;
-  /// A threshold just below the k-th best of some scores of the quad.
-  __device__ __forceinline__ void start_above(float (&some)[2][kSorted]) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) sort_eight(some[i]);
-    if constexpr (kBounded <= kSorted) {
-      kth_of_quads(some, k_, threshold_);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) threshold_[i] = kth_of_quad<kBounded>(some[i], k_);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) threshold_[i] = below(threshold_[i]);
-  }
-
   /// Whether a bound of the k-th best score comes from sorted runs.
   __device__ __forceinline__ bool bounded() const { return kMost <= kMostBounded || k_ <= kMostBounded; }
 

@@ -68,27 +68,14 @@ __device__ __forceinline__ void copy_columns(std::uint8_t* stage, const SelectPr
   }
 }
 
-/// A place in the ring of stages.
-struct StagePlace {
-  int stage = 0;
-  std::uint32_t parity = 0;
-  __device__ __forceinline__ void advance(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1u;
-    }
-  }
-};
-
 /// What the copying warp tells the warpgroups of an item; list < 0: there are no more.
 struct Item {
   RowTile tile;
   std::int32_t list;
 };
 
-/// Chooser: BestFew, BestEight or BestBlocks. kAhead: products of a tile run while the one before is taken in; each head has
-/// a list of its own then.
-template <class T, int kDim, class Chooser, bool kAhead>
+/// Chooser: BestFew, BestEight or BestBlocks.
+template <class T, int kDim, class Chooser>
 __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
     select_kernel(const __grid_constant__ SelectProblem problem, const Shape shape) {
   extern __shared__ std::uint8_t raw[];
@@ -121,6 +108,14 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
   const int heads_of_kv = static_cast<int>(problem.heads / problem.kv_heads);
   const int inner_heads = min(heads_of_list, heads_of_kv);  // query heads of one list and one key/value head
   const int kv_of_list = heads_of_list / inner_heads;
+  int stage = 0;
+  std::uint32_t parity = 0;
+  const auto advance = [&] {
+    if (++stage == shape.stages) {
+      stage = 0;
+      parity ^= 1u;
+    }
+  };
   RingPlace<kItemSlots> slot;
 
   if (warp >= 4 * shape.groups) {
@@ -128,7 +123,6 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
     if (warp == 4 * shape.groups + 1) clear_keyless_rows(problem);
     if (warp == 4 * shape.groups) {
       if (lane == 0) prefetch_map(&problem.representatives);
-      StagePlace place;
       // The last rows have the most past, so tiles go from the last to the first: the longest items begin first.
       const std::uint32_t lists = static_cast<std::uint32_t>(problem.lists);
       for (std::uint32_t item = blockIdx.x;; item += gridDim.x) {
@@ -150,11 +144,11 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
           const int first_kv = list * heads_of_list / heads_of_kv;
           for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
             for (int kv = first_kv; kv < first_kv + kv_of_list; ++kv) {
-              empty[place.stage].wait(place.parity ^ 1u);
-              full[place.stage].arrive_expecting(kStageBytes);
-              copy_columns<kColumns, kDim>(ring + place.stage * kStageBytes, problem, &full[place.stage],
+              empty[stage].wait(parity ^ 1u);
+              full[stage].arrive_expecting(kStageBytes);
+              copy_columns<kColumns, kDim>(ring + stage * kStageBytes, problem, &full[stage],
                                            tile.first_block_row + column_tile * kColumns, kv);
-              place.advance(shape.stages);
+              advance();
             }
           }
         }
@@ -180,7 +174,6 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
       if (heads_of_list > 1 || !scores_any(item)) return;
       fetch_rows<T, kDim>(my_stage, problem, first_row(item), item.tile.end_row, item.list);
     };
-    StagePlace next_stage, used;  // of the next products, and of the oldest that are not complete
     Item item = next_item();
     fetch(item);
     while (item.list >= 0) {
@@ -191,17 +184,45 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
       std::int32_t* const lists = problem.blocks + row * problem.row_stride + item.list * problem.list_stride;
       Item next;
       if (scores_any(item)) {
+        TileColumns columns;
         const int least_end = __reduce_min_sync(kAllLanes, min(past[0].end, past[1].end));
         const int most_end = __reduce_max_sync(kAllLanes, max(past[0].end, past[1].end));
         const int first_head = item.list * heads_of_list;
         // Zeros, though products overwrite both: what has no value yet would hold its registers all over the kernel.
         std::uint32_t query[kDim / 4] = {};
+        float scores[kColumns / 2] = {};
         if (heads_of_list == 1) take_rows<kDim>(query, my_stage);
         Chooser best;
         best.start(my_queues, my_stage + lane * kStagedBytes, thread, shape.k);
-        const auto columns_of = [&](int column_tile) {
-          TileColumns columns;
+        for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
+          if (best.settles(column_tile)) {
+            best.settle();
+#pragma unroll
+            for (float& score : scores) score = 0.0f;
+          }
+          for (int kv = 0; kv < kv_of_list; ++kv) {
+            full[stage].wait(parity);
+            const std::uint64_t tile_b = tile_descriptor<Major::K>(ring + stage * kStageBytes, kColumns);
+            for (int inner = 0; inner < inner_heads; ++inner) {
+              if (heads_of_list > 1) {
+                load_rows<T, kDim>(query, problem, row, tile.end_row, first_head + kv * inner_heads + inner);
+              }
+              hold_registers(query);
+              hold_registers(scores);
+              wgmma_fence();
+              wgmma_tiles<T, kColumns, kDim / 16, Major::K>(scores, query, tile_b, kColumns,
+                                                                  kv + inner > 0);
+              wgmma_commit();
+              wgmma_wait<0>();
+              hold_registers(scores);
+              hold_registers(query);
+            }
+            __syncwarp();
+            if (lane == 0) empty[stage].arrive();
+            advance();
+          }
           const int first_column = column_tile * kColumns;
+          if (first_column >= most_end) continue;  // no row of this warp
           columns.first = first_column + 2 * (lane % 4);
           columns.count = most_end - first_column;
           columns.whole = first_column + kColumns <= least_end && first_column >= problem.sinks;
@@ -210,83 +231,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
             columns.begin[i] = past[i].sinks - columns.first;
             columns.end[i] = past[i].end - columns.first;
           }
-          return columns;
-        };
-        const auto release = [&] {
-          __syncwarp();
-          if (lane == 0) empty[used.stage].arrive();
-          used.advance(shape.stages);
-        };
-        const auto take = [&](const float (&scores)[kColumns / 2], int column_tile) {
-          if (column_tile * kColumns < most_end) best.take(scores, columns_of(column_tile));
-        };
-        if constexpr (kAhead) {
-          float even[kColumns / 2] = {}, odd[kColumns / 2] = {};
-          hold_registers(query);
-          hold_registers(even);
-          hold_registers(odd);
-          const auto multiply = [&](float (&scores)[kColumns / 2], int from) {
-            const std::uint64_t tile_b = tile_descriptor<Major::K>(ring + from * kStageBytes, kColumns);
-            wgmma_fence();
-            wgmma_tiles<T, kColumns, kDim / 16, Major::K>(scores, query, tile_b, kColumns, false);
-            wgmma_commit();
-          };
-          // The stage of the next tile, or the last one's once more: products without a branch, which the compiler needs to
-          // let them run beside other work.
-          const auto next_of = [&](int column_tile) {
-            if (column_tile + 1 >= tile.column_tiles) return used.stage;
-            full[next_stage.stage].wait(next_stage.parity);
-            const int next = next_stage.stage;
-            next_stage.advance(shape.stages);
-            return next;
-          };
-          const auto step = [&](float (&scores)[kColumns / 2], float (&next)[kColumns / 2], int column_tile) {
-            if (best.settles(column_tile)) best.settle();
-            multiply(next, next_of(column_tile));
-            take(scores, column_tile);
-            wgmma_wait<0>();
-            hold_registers(next);
-            release();
-          };
-          multiply(even, next_of(-1));
-          multiply(odd, next_of(0));
-          wgmma_wait<0>();
-          hold_registers(even);
-          hold_registers(odd);
-          if (most_end > 0) best.begin(even, odd, columns_of(0));
-          take(even, 0);
-          release();
-          for (int column_tile = 1; column_tile < tile.column_tiles; column_tile += 2) {
-            step(odd, even, column_tile);
-            if (column_tile + 1 == tile.column_tiles) break;
-            step(even, odd, column_tile + 1);
-          }
-        } else {
-          float scores[kColumns / 2] = {};
-          for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
-            if (best.settles(column_tile)) best.settle();
-            for (int kv = 0; kv < kv_of_list; ++kv) {
-              full[next_stage.stage].wait(next_stage.parity);
-              const std::uint64_t tile_b = tile_descriptor<Major::K>(ring + next_stage.stage * kStageBytes, kColumns);
-              next_stage.advance(shape.stages);
-              for (int inner = 0; inner < inner_heads; ++inner) {
-                if (heads_of_list > 1) {
-                  load_rows<T, kDim>(query, problem, row, tile.end_row, first_head + kv * inner_heads + inner);
-                }
-                hold_registers(query);
-                hold_registers(scores);
-                wgmma_fence();
-                wgmma_tiles<T, kColumns, kDim / 16, Major::K>(scores, query, tile_b, kColumns, kv + inner > 0);
-                wgmma_commit();
-                wgmma_wait<0>();
-                hold_registers(scores);
-                hold_registers(query);
-              }
-              release();
-            }
-            if (column_tile == 0 && most_end > 0) best.begin(scores, columns_of(0));
-            take(scores, column_tile);
-          }
+          best.take(scores, columns, column_tile);
         }
         // The rows of the next item come while this one is finished.
         next = next_item();
@@ -345,14 +290,14 @@ Shape shape_of(const SelectProblem& problem, int k) {
   return shape;
 }
 
-template <class Chooser, bool kAhead>
+template <class Chooser>
 void launch(cudaStream_t stream, DType dtype, const SelectProblem& problem, int k) {
   const Shape shape = shape_of<Chooser>(problem, k);
   const int shared_bytes = shape.stages * Chooser::kColumns * static_cast<int>(problem.head_dim) * 2 +
                            shape.groups * group_bytes<Chooser>(k) + 1024;
   const unsigned blocks = static_cast<unsigned>(std::clamp<std::int64_t>(shape.items, 1, multiprocessors()));
   dispatch_instance(dtype, problem.head_dim, [&]<class T, int kDim>() {
-    launch_dependent(select_kernel<T, kDim, Chooser, kAhead>, "select_kernel", blocks,
+    launch_dependent(select_kernel<T, kDim, Chooser>, "select_kernel", blocks,
                      static_cast<unsigned>(shape.groups * 128 + 128), shared_bytes, stream, problem, shape);
   });
 }
@@ -364,13 +309,11 @@ void launch_select(cudaStream_t stream, DType dtype, const SelectProblem& proble
   const std::int32_t sinks = std::min(problem.sinks, problem.budget);
   const int k = std::max(0, problem.budget - sinks - (problem.force_previous ? 1 : 0));
   if (k <= kFew) {
-    launch<BestFew, false>(stream, dtype, problem, k);
-  } else if (k <= kSorted && problem.heads == problem.lists) {
-    launch<BestEight, true>(stream, dtype, problem, k);
+    launch<BestFew>(stream, dtype, problem, k);
   } else if (k <= kSorted) {
-    launch<BestEight, false>(stream, dtype, problem, k);
+    launch<BestEight>(stream, dtype, problem, k);
   } else {
-    launch<BestBlocks, false>(stream, dtype, problem, k);
+    launch<BestBlocks>(stream, dtype, problem, k);
   }
 }
 
