@@ -68,7 +68,7 @@ void select(Context& context, const SelectArgs& args, const ForcedBlocks& forced
   const BlockMap map(context, args.batch, args.q.shape[0],
                      std::min<std::int64_t>(most, std::numeric_limits<std::int32_t>::max()), selection.block_size);
   SelectProblem problem{};
-  problem.representatives = tensor_map("representatives", args.representatives, kSelectColumns);
+  problem.representatives = tensor_map("representatives", args.representatives, kSelectBoxRows);
   problem.q = args.q.data;
   problem.q_row_stride = args.q.stride[0];
   problem.q_head_stride = args.q.stride[1];

@@ -33,12 +33,15 @@ std::int64_t checked_tokens(const char* argument, std::int64_t tokens) {
                                            "batch, or use the portable backend.");
 }
 
-void require_countable(const Slice& slice, std::int64_t budget) {
-  if (slice.rows <= kMaxSliceRows && budget <= kMaxBudget) return;
+void require_countable(const Slice& slice, const Selection& selection) {
+  const std::int64_t budget = selection.budget(), row_stride = selection.blocks.stride[0];
+  if (slice.rows <= kMaxSliceRows && budget <= kMaxBudget && row_stride >= 0 && row_stride <= kMaxListRowStride) return;
   throw Error(ErrorCode::kUnsupported,
-              "selection has budget " + std::to_string(budget) + " and " + std::to_string(slice.rows) +
-                  " rows at a time; the Hopper kernels take at most " + std::to_string(kMaxBudget) + " and " +
-                  std::to_string(kMaxSliceRows) + ". Use the portable backend.");
+              "selection has budget " + std::to_string(budget) + ", " + std::to_string(slice.rows) +
+                  " rows at a time and a row stride of " + std::to_string(row_stride) +
+                  "; the Hopper kernels take at most " + std::to_string(kMaxBudget) + ", " +
+                  std::to_string(kMaxSliceRows) + " and " + std::to_string(kMaxListRowStride) +
+                  ". Make it contiguous, or use the portable backend.");
 }
 
 InvertProblem problem_of(const Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
@@ -60,6 +63,7 @@ InvertProblem problem_of(const Context& context, const BlockMap& map, const Sele
   problem.segment_rows = segment_rows_for(slice, selection.budget(), map.block_rows());
   problem.segments = (slice.rows + problem.segment_rows - 1) / problem.segment_rows;
   problem.counts = counts;
+  problem.totals = counts + slice.lists * problem.segments * map.block_rows();
   problem.error_word = context.error_word();
   return problem;
 }
@@ -98,7 +102,7 @@ BlockInverse::BlockInverse(Context& context, const BlockMap& map, const Selectio
       first_item_(context, largest.lists * map.block_rows() + 1, "first work items of blocks"),
       items_(context, items_for(largest, selection.budget(), map.block_rows(), item_rows), "work items"),
       counts_(context, count_words(largest, selection.budget(), map.block_rows()), "histograms of the inverse") {
-  require_countable(largest, selection.budget());
+  require_countable(largest, selection);
 }
 
 void BlockInverse::build(const Slice& slice) {
@@ -115,7 +119,7 @@ void BlockInverse::build(const Slice& slice) {
 
 void BlockInverse::build_pairs(Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
                                const Inverse& inverse) {
-  require_countable(slice, selection.budget());
+  require_countable(slice, selection);
   const Scratch<std::uint32_t> counts(context, count_words(slice, selection.budget(), map.block_rows()),
                                       "histograms of the inverse");
   const cudaStream_t stream = stream_of(context);

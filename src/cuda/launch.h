@@ -36,6 +36,7 @@ struct InvertProblem {
   Divisor divide;                       // by the block size, or by 2^31 - 1 where that is larger: tokens are below it
   std::int64_t segments, segment_rows;  // runs of rows that are counted and written together; see segments.h
   std::uint32_t* counts;                // [lists, segments, block_rows]
+  std::uint32_t* totals;                // [lists, block_rows]
   std::int32_t* error_word;             // or null
 };
 
@@ -64,7 +65,7 @@ struct PoolProblem {
 void launch_pool(cudaStream_t stream, DType dtype, const PoolProblem& problem);
 
 struct SelectProblem {
-  CUtensorMap representatives;  // [R, HK, D], boxes of kSelectColumns rows
+  CUtensorMap representatives;  // [R, HK, D], boxes of kSelectBoxRows rows
   const void* q;                // [Tq, H, D]
   std::int64_t q_row_stride, q_head_stride;
   std::int64_t rows, heads, kv_heads, head_dim;
@@ -82,8 +83,8 @@ struct SelectProblem {
   MOBA_HOST_DEVICE std::int32_t block_of(std::int32_t position) const { return block_size.quotient(position); }
 };
 
-/// Block rows of one tile of scores.
-inline constexpr int kSelectColumns = 128;
+/// Representatives that are copied at a time; tiles have one or two times as many.
+inline constexpr int kSelectBoxRows = 64;
 
 void launch_select(cudaStream_t stream, DType dtype, const SelectProblem& problem);
 

@@ -81,6 +81,16 @@ __device__ __forceinline__ void named_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// A word of device memory by which one thread block tells others that what it wrote before is there.
+__device__ __forceinline__ std::int32_t load_acquire(const std::int32_t* word) {
+  std::int32_t value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_release(std::int32_t* word, std::int32_t value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
 /// A place in a ring of `kStages` buffers, with the parity of its current round.
 template <int kStages>
 struct RingPlace {

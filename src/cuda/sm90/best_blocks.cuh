@@ -10,8 +10,9 @@
 namespace moba::cuda {
 
 /// The choice of one warp for its 16 rows (two of each thread), over one item.
-class BestBlocks : public ScoreQueues<static_cast<int>(kMaxBudget)> {
+class BestBlocks : public ScoreQueues<static_cast<int>(kMaxBudget), 64> {
  public:
+  static constexpr int kGroups = 4;  // warpgroups of a block of threads
   __device__ __forceinline__ void settle() { tighten(true); }
 
   /// After the last tile: calls use(row i, place among the row's chosen in ascending order, column) for each chosen

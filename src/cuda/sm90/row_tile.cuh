@@ -18,8 +18,9 @@ struct RowTile {
 };
 
 /// Tile t of the packed rows: tile i of sequence s has the number q_begin / rows + s + i, as block rows have. No rows
-/// where it is nobody's.
-__device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, std::int32_t tile, std::int32_t rows) {
+/// where it is nobody's. `columns`: of a tile of representatives.
+__device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, std::int32_t tile, std::int32_t rows,
+                                             std::int32_t columns) {
   const auto first_tile = [&](std::int32_t s) {
     return static_cast<std::int32_t>(static_cast<std::uint32_t>(problem.sequences[s].q_begin) / rows) + s;
   };
@@ -36,7 +37,7 @@ __device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, std::
       problem.block_of(static_cast<std::int32_t>(sequence.k_begin)) + s;
   const std::int32_t last = result.end_row - 1 + result.shift;
   const std::int32_t past = last < 0 ? 0 : problem.block_of(last);
-  result.column_tiles = past > problem.sinks ? (past + kSelectColumns - 1) / kSelectColumns : 0;
+  result.column_tiles = past > problem.sinks ? (past + columns - 1) / columns : 0;
   return result;
 }
 

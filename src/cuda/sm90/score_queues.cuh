@@ -23,9 +23,10 @@ inline constexpr std::uint32_t kEntryStride = 2 * kQueueThreads * 8;
 inline constexpr int kBatch = 4;
 
 /// The queues of one warp for its 16 rows (two of each thread), over one item; k <= kMost.
-template <int kMost>
+template <int kMost, int kTileColumns>
 class ScoreQueues {
  public:
+  static constexpr int kColumns = kTileColumns;
   /// Entries of a lane's queue of one row: k must fit and one more; with a few more, queues are full less often.
   static constexpr int capacity(int k) { return kMost <= kSorted ? kSorted + 4 : k + 5; }
   /// Bytes of a warpgroup's queues.
@@ -50,20 +51,27 @@ class ScoreQueues {
   }
 
   /// Takes in a tile.
-  __device__ __forceinline__ void take(const float (&scores)[64], const TileColumns& tile, int index) {
+  __device__ __forceinline__ void take(const float (&scores)[kColumns / 2], const TileColumns& tile, int index) {
     if (index == 0 && bounded()) {
+      float maxima[2][kSorted];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float maxima[kSorted];
-        group_maxima(scores, tile, i, maxima);
-        sort_eight(maxima);
-        threshold_[i] = below(kth_of_quad<kBounded>(maxima, k_));
+        best_maxima<kColumns>(scores, tile, i, maxima[i]);
+        sort_eight(maxima[i]);
       }
+      if constexpr (kBounded <= kSorted) {
+        kth_of_quads(maxima, k_, threshold_);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) threshold_[i] = kth_of_quad<kBounded>(maxima[i], k_);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) threshold_[i] = below(threshold_[i]);
     }
     std::uint32_t mask[2];
-    passing(scores, threshold_, tile, mask);
+    passing<kColumns>(scores, threshold_, tile, mask);
     bool crowded = false;
-    sweep(
+    sweep<kColumns>(
         scores, mask, stage_, tile.first,
         [&](const int (&counts)[2]) {
           bool full = false;

@@ -1,5 +1,5 @@
 // score_select: the best past blocks of each row. Warpgroups hold 64 query rows each in registers; representatives
-// stream through a ring in shared memory, 128 at a time; scores never leave the accumulators (see best_blocks.cuh).
+// stream through a ring in shared memory, 64 at a time; scores never leave the accumulators (see best_blocks.cuh).
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
@@ -17,11 +17,21 @@ namespace moba::cuda {
 namespace {
 
 constexpr int kGroupRows = 64;  // of a warpgroup
-constexpr int kMostGroups = 3;
-constexpr int kMostStages = 4;
+constexpr int kMostStages = 8;
 constexpr int kItemSlots = 4;
-// Of 128 a thread at launch: three warpgroups that choose and one that copies.
-constexpr int kConsumerRegisters = 152, kProducerRegisters = 40;
+
+/// Registers of threads that choose and of those that copy, of as many at launch as a multiprocessor has for all.
+template <int kGroups>
+struct Registers;
+template <>
+struct Registers<3> {
+  static constexpr int kChoosing = 152, kCopying = 40;  // of 128
+};
+template <>
+struct Registers<4> {
+  static constexpr int kChoosing = 112, kCopying = 32;  // of 96
+};
+
 // What a block of threads may have on this architecture, less the barriers and the alignment of the ring.
 constexpr int kSharedBytes = 227 * 1024 - 2048;
 
@@ -44,6 +54,20 @@ __device__ void clear_keyless_rows(const SelectProblem& problem) {
   }
 }
 
+/// Copies a tile of representatives, which lies in shared memory as copy_tile() would leave it.
+template <int kColumns, int kDim>
+__device__ __forceinline__ void copy_columns(std::uint8_t* stage, const SelectProblem& problem, Barrier* barrier,
+                                             std::int32_t block_row, int kv) {
+#pragma unroll
+  for (int panel = 0; panel < kDim / kPanelColumns; ++panel) {
+#pragma unroll
+    for (int first = 0; first < kColumns; first += kSelectBoxRows) {
+      copy_box(stage + (panel * kColumns + first) * kPanelRowBytes, &problem.representatives, barrier,
+               panel * kPanelColumns, block_row + first, kv);
+    }
+  }
+}
+
 /// What the copying warp tells the warpgroups of an item; list < 0: there are no more.
 struct Item {
   RowTile tile;
@@ -52,12 +76,12 @@ struct Item {
 
 /// Chooser: BestFew, BestEight or BestBlocks.
 template <class T, int kDim, class Chooser>
-__global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
+__global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
     select_kernel(const __grid_constant__ SelectProblem problem, const Shape shape) {
   extern __shared__ std::uint8_t raw[];
   __shared__ Barrier full[kMostStages], empty[kMostStages], item_full[kItemSlots], item_empty[kItemSlots];
   __shared__ Item items[kItemSlots];
-  constexpr int kStageBytes = kSelectColumns * kDim * 2;
+  constexpr int kColumns = Chooser::kColumns, kStageBytes = kColumns * kDim * 2;
   constexpr int kSwizzleAtom = 1024;
   std::uint8_t* const ring = raw + (kSwizzleAtom - shared_address(raw) % kSwizzleAtom) % kSwizzleAtom;
   std::uint8_t* const stages = ring + shape.stages * kStageBytes;  // of scores, one of each warp
@@ -95,7 +119,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
   RingPlace<kItemSlots> slot;
 
   if (warp >= 4 * shape.groups) {
-    give_registers<kProducerRegisters>();
+    give_registers<Registers<Chooser::kGroups>::kCopying>();
     if (warp == 4 * shape.groups + 1) clear_keyless_rows(problem);
     if (warp == 4 * shape.groups) {
       if (lane == 0) prefetch_map(&problem.representatives);
@@ -105,7 +129,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
         const bool more = item < static_cast<std::uint32_t>(shape.items);
         const int list = static_cast<int>(item % lists);
         RowTile tile{};
-        if (more) tile = find_tile(problem, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows);
+        if (more) tile = find_tile(problem, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows, kColumns);
         if (more && tile.first_row >= tile.end_row) continue;
         item_empty[slot.stage].wait(slot.parity ^ 1u);
         if (lane == 0) {
@@ -122,8 +146,8 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
             for (int kv = first_kv; kv < first_kv + kv_of_list; ++kv) {
               empty[stage].wait(parity ^ 1u);
               full[stage].arrive_expecting(kStageBytes);
-              copy_tile<kSelectColumns, kDim>(ring + stage * kStageBytes, &problem.representatives, &full[stage],
-                                              tile.first_block_row + column_tile * kSelectColumns, kv);
+              copy_columns<kColumns, kDim>(ring + stage * kStageBytes, problem, &full[stage],
+                                           tile.first_block_row + column_tile * kColumns, kv);
               advance();
             }
           }
@@ -132,7 +156,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
       }
     }
   } else {
-    take_registers<kConsumerRegisters>();
+    take_registers<Registers<Chooser::kGroups>::kChoosing>();
     const int group = warp / 4, thread = threadIdx.x % 128;
     const std::uint32_t my_queues = shared_address(queues) + group * Chooser::queue_bytes(shape.k);
     const std::uint32_t my_stage = shared_address(stages) + warp * kWarpStageBytes;
@@ -166,7 +190,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
         const int first_head = item.list * heads_of_list;
         // Zeros, though products overwrite both: what has no value yet would hold its registers all over the kernel.
         std::uint32_t query[kDim / 4] = {};
-        float scores[kSelectColumns / 2] = {};
+        float scores[kColumns / 2] = {};
         if (heads_of_list == 1) take_rows<kDim>(query, my_stage);
         Chooser best;
         best.start(my_queues, my_stage + lane * kStagedBytes, thread, shape.k);
@@ -178,7 +202,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
           }
           for (int kv = 0; kv < kv_of_list; ++kv) {
             full[stage].wait(parity);
-            const std::uint64_t tile_b = tile_descriptor<Major::K>(ring + stage * kStageBytes, kSelectColumns);
+            const std::uint64_t tile_b = tile_descriptor<Major::K>(ring + stage * kStageBytes, kColumns);
             for (int inner = 0; inner < inner_heads; ++inner) {
               if (heads_of_list > 1) {
                 load_rows<T, kDim>(query, problem, row, tile.end_row, first_head + kv * inner_heads + inner);
@@ -186,7 +210,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
               hold_registers(query);
               hold_registers(scores);
               wgmma_fence();
-              wgmma_tiles<T, kSelectColumns, kDim / 16, Major::K>(scores, query, tile_b, kSelectColumns,
+              wgmma_tiles<T, kColumns, kDim / 16, Major::K>(scores, query, tile_b, kColumns,
                                                                   kv + inner > 0);
               wgmma_commit();
               wgmma_wait<0>();
@@ -197,11 +221,11 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
             if (lane == 0) empty[stage].arrive();
             advance();
           }
-          const int first_column = column_tile * kSelectColumns;
+          const int first_column = column_tile * kColumns;
           if (first_column >= most_end) continue;  // no row of this warp
           columns.first = first_column + 2 * (lane % 4);
           columns.count = most_end - first_column;
-          columns.whole = first_column + kSelectColumns <= least_end && first_column >= problem.sinks;
+          columns.whole = first_column + kColumns <= least_end && first_column >= problem.sinks;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             columns.begin[i] = past[i].sinks - columns.first;
@@ -225,6 +249,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
         if (row + 8 * i >= tile.end_row) continue;
         // Forced blocks and padding: each lane of the quad writes every fourth place.
         const RowPast& mine = past[i];
+        if (counts[i] == problem.budget) continue;  // no sinks, then
         for (int place = lane % 4; place < problem.budget; place += 4) {
           const int after = mine.sinks + counts[i];
           std::int32_t block = -1;
@@ -254,9 +279,9 @@ template <class Chooser>
 Shape shape_of(const SelectProblem& problem, int k) {
   Shape shape{};
   shape.k = k;
-  const int stage_bytes = kSelectColumns * static_cast<int>(problem.head_dim) * 2;
+  const int stage_bytes = Chooser::kColumns * static_cast<int>(problem.head_dim) * 2;
   constexpr int kFewestStages = 2;
-  shape.groups = std::clamp((kSharedBytes - kFewestStages * stage_bytes) / group_bytes<Chooser>(k), 1, kMostGroups);
+  shape.groups = std::clamp((kSharedBytes - kFewestStages * stage_bytes) / group_bytes<Chooser>(k), 1, Chooser::kGroups);
   shape.stages =
       std::clamp((kSharedBytes - shape.groups * group_bytes<Chooser>(k)) / stage_bytes, kFewestStages, kMostStages);
   const std::int64_t tile_rows = shape.groups * kGroupRows;
@@ -268,7 +293,7 @@ Shape shape_of(const SelectProblem& problem, int k) {
 template <class Chooser>
 void launch(cudaStream_t stream, DType dtype, const SelectProblem& problem, int k) {
   const Shape shape = shape_of<Chooser>(problem, k);
-  const int shared_bytes = shape.stages * kSelectColumns * static_cast<int>(problem.head_dim) * 2 +
+  const int shared_bytes = shape.stages * Chooser::kColumns * static_cast<int>(problem.head_dim) * 2 +
                            shape.groups * group_bytes<Chooser>(k) + 1024;
   const unsigned blocks = static_cast<unsigned>(std::clamp<std::int64_t>(shape.items, 1, multiprocessors()));
   dispatch_instance(dtype, problem.head_dim, [&]<class T, int kDim>() {
