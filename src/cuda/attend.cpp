@@ -119,10 +119,11 @@ void attend(Context& context, const AttendArgs& args) {
       partials.heads = static_cast<std::int32_t>(slice.lists) * groups.heads_per_list;
       partials.budget = static_cast<std::int32_t>(budget);
       if (budget > 0 && map.block_rows() > 0) {
-        inverse.build(slice);
         const auto slots = static_cast<std::size_t>(slice.rows * partials.heads * budget);
-        // The counter of units begins at -1, which is what marks a slot without a block too.
+        // The counter of units begins at -1, which is what marks a slot without a block too. Before the kernels: what
+        // is between two of them keeps the second from being launched early.
         check_cuda(cudaMemsetAsync(partials.lse, 0xff, (slots + 1) * sizeof(float), stream), "cudaMemsetAsync");
+        inverse.build(slice);
         history.units_taken = reinterpret_cast<std::int32_t*>(partials.lse + slots);
         history.items = inverse.items();
         history.item_count = inverse.item_count();

@@ -10,7 +10,7 @@
 #include <algorithm>
 
 #include "cuda/attend.h"
-#include "cuda/cuda_check.h"
+#include "cuda/dependent_launch.h"
 #include "cuda/device/barrier.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/softmax.cuh"
@@ -254,6 +254,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     fence_barrier_init();
   }
+  wait_for_launch_before();
+  allow_launch_after();
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<kProducerRegisters>();
@@ -273,11 +275,8 @@ void launch(cudaStream_t stream, const HistoryArgs& args, const CUtensorMap& k_m
             std::int64_t max_units) {
   const auto kernel = attend_history_kernel<T, kDim, kKeys>;
   constexpr int kBytes = sizeof(HistoryStorage<T, kDim, kKeys>) + 1024;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-             "cudaFuncSetAttribute(attend_history_kernel)");
   const auto grid = static_cast<unsigned>(std::min<std::int64_t>(multiprocessors(), max_units));
-  kernel<<<grid, kThreads, kBytes, stream>>>(args, k_map, v_map);
-  check_cuda(cudaGetLastError(), "attend_history_kernel");
+  launch_dependent(kernel, "attend_history_kernel", grid, kThreads, kBytes, stream, args, k_map, v_map);
 }
 
 }  // namespace
