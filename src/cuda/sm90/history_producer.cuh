@@ -228,10 +228,11 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
       look_up();  // used in the next round
     }
     hand_on();
-    while (!has_room()) {
+    while (copying > 0 && !has_room()) {
       hand_on();
       __nanosleep(kPollNanoseconds);
     }
+    storage.q_empty[q_place.stage].wait(q_place.parity ^ 1u);  // asleep, which leaves the multiplying warps their turns
     T* q = storage.q[q_place.stage];
     std::uint32_t* place = storage.place[q_place.stage] + first_row;
     if (leads) {
