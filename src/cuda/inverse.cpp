@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "cuda/batch_tables.h"
 #include "cuda/launch.h"
 #include "cuda/segments.h"
 #include "moba/error.h"
@@ -80,6 +81,21 @@ BlockMap::BlockMap(Context& context, const PackedBatch& batch, std::int64_t tota
   launch_block_map(stream_of(context), offsets_of(batch.cu_seqlens_q, total_q, batch.max_seqlen_q),
                    offsets_of(batch.cu_seqlens_k, total_k, batch.max_seqlen_k), sequences_.size(), sequences_.data(),
                    context.error_word(), block_size, blocks_.size(), blocks_.data());
+}
+
+BatchTables::BatchTables(Context& context, const PackedBatch& batch, std::int64_t total_q, std::int64_t total_k,
+                         std::int64_t block_size)
+    : sequences_{offsets_of(batch.cu_seqlens_q, checked_tokens("q", total_q), batch.max_seqlen_q),
+                 offsets_of(batch.cu_seqlens_k, checked_tokens("k", total_k), batch.max_seqlen_k),
+                 sequences_of(batch),
+                 block_size,
+                 context.error_word(),
+                 nullptr,
+                 nullptr} {
+  if (sequences_.count <= kFewSequences) return;
+  map_.emplace(context, batch, total_q, total_k, block_size);
+  sequences_.table = map_->sequences();
+  sequences_.block_table = map_->blocks();
 }
 
 std::int64_t BlockInverse::bytes(const Slice& slice, std::int64_t budget, std::int64_t block_rows,

@@ -5,6 +5,7 @@
 
 #include "cuda/cuda_check.h"
 #include "cuda/dependent_launch.h"
+#include "cuda/device/copy.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/block_scan.cuh"
 #include "cuda/sm90/list_walk.cuh"
@@ -48,7 +49,10 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4) invert_count_k
   __syncthreads();
   const std::int64_t part = problem.segment_rows / kWarps, first = threadIdx.x / 32 * part;
   const Places<kListed> places(problem);
-  walk_list<true>(problem, places, task.list, task.first_row + first, min(part, task.rows - first),
+  const std::int64_t rows = max(std::int64_t{0}, min(part, task.rows - first));
+  ListLoads<kListed> loads(problem, places, list_at(problem, task.list, task.first_row + first),
+                           static_cast<std::uint32_t>(rows));
+  walk_list<true>(problem, places, loads, task.list, task.first_row + first, rows,
                   static_cast<std::int32_t>(task.window), static_cast<std::int32_t>(task.bins),
                   [&](const std::int32_t (&bins)[kListed], std::uint32_t) {
 #pragma unroll
@@ -182,6 +186,24 @@ __device__ __forceinline__ void fill_zeros(void* shared, std::int32_t bytes) {
   for (std::int32_t i = threadIdx.x; i < bytes / 16; i += kThreads) static_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
 }
 
+/// Asks for the blocks that a warp's rows list, row by row without gaps.
+template <int kListed>
+__device__ __forceinline__ void stage_list(const InvertProblem& problem, const Places<kListed>& places,
+                                           std::int64_t list, std::int64_t first, std::uint32_t rows,
+                                           std::uint32_t* staged) {
+  if (rows == 0) return;
+  const std::int32_t* from = list_at(problem, list, first);
+  std::uint32_t to = shared_address(staged) + threadIdx.x % 32 * 4;
+  for (std::uint32_t at = 0; at < rows; at += places.rows) {
+#pragma unroll
+    for (int u = 0; u < kListed; ++u) {
+      if (places.at[u] < (rows - at) << kSlotBits) copy_4_async(to + 128 * u, from + places.from[u]);
+    }
+    from += places.rows * problem.row_stride;
+    to += places.rows * static_cast<std::uint32_t>(problem.budget) * 4;
+  }
+}
+
 /// `before` holds the counts of each warp and becomes their places among the sorted entries, which lie by bin, then by
 /// warp; `place` moves on to the next batch. Returns the number of entries. All threads of the block.
 __device__ __forceinline__ std::uint32_t find_places(const SortTables& tables, std::int32_t bins) {
@@ -209,7 +231,7 @@ __device__ __forceinline__ std::uint32_t find_places(const SortTables& tables, s
 }
 
 template <int kListed>
-__global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
     invert_scatter_kernel(InvertProblem problem, std::int32_t batch_rows, const std::int64_t* offsets,
                           std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride) {
   extern __shared__ std::uint32_t shared[];
@@ -221,11 +243,6 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4)
   const std::int64_t first_bin = task.list * problem.block_rows;
   // Within one list 32 bits count all entries: see kMaxSliceRows.
   const std::int64_t base = offsets[first_bin];
-  for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
-    tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + window + bin] - base) + task.counts[bin];
-  }
-  fill_zeros(tables.rows, kWarps * tables.stride * 4);
-
   const int warp = threadIdx.x / 32;
   const std::uint32_t lane = threadIdx.x % 32;
   const Places<kListed> places(problem);
@@ -234,13 +251,27 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4)
   std::uint16_t* const before = tables.before + warp * tables.stride;
   std::uint32_t* const counts = reinterpret_cast<std::uint32_t*>(before);
   std::uint16_t* const bin_of = tables.bin_of + warp * part * budget;
+  std::uint32_t* const staged = tables.sorted + warp * part * budget;  // until all bins are known
   for (std::int64_t batch = 0; batch < task.rows; batch += batch_rows) {
-    fill_zeros(tables.before, kWarps * tables.stride * 2);
-    __syncthreads();
-    // Each warp's part of the rows: bins, and how often each. Two counts a word: a batch has fewer than 2^16 entries.
+    if (batch > 0) __syncthreads();  // what was sorted has left
+    const std::int64_t first_of_warp = task.first_row + batch + warp * part;
     const std::uint32_t part_rows =
         static_cast<std::uint32_t>(max(std::int64_t{0}, min(std::int64_t{part}, task.rows - batch - warp * part)));
-    walk_list<false>(problem, places, task.list, task.first_row + batch + warp * part, part_rows, window, bins,
+    stage_list(problem, places, task.list, first_of_warp, part_rows, staged);
+    copy_async_commit();
+    if (batch == 0) {
+      for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
+        tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + window + bin] - base) + task.counts[bin];
+      }
+      fill_zeros(tables.rows, kWarps * tables.stride * 4);
+    }
+    fill_zeros(tables.before, kWarps * tables.stride * 2);
+    copy_async_wait<0>();
+    __syncthreads();
+    // Each warp's part of the rows: bins, and how often each. Two counts a word: a batch has fewer than 2^16 entries.
+    walk_list<false>(problem, places,
+                     StagedList<kListed>(problem, reinterpret_cast<const std::int32_t*>(staged), part_rows), task.list,
+                     first_of_warp, part_rows, window, bins,
                      [&](const std::int32_t (&listed)[kListed], std::uint32_t first_row) {
 #pragma unroll
                        for (int u = 0; u < kListed; ++u) {

@@ -19,15 +19,15 @@ struct RowTile {
 
 /// Tile t of the packed rows: tile i of sequence s has the number q_begin / rows + s + i, as block rows have. No rows
 /// where it is nobody's. `columns`: of a tile of representatives.
-__device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, std::int32_t tile, std::int32_t rows,
-                                             std::int32_t columns) {
+__device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, const SequenceSpan* sequences,
+                                             std::int32_t tile, std::int32_t rows, std::int32_t columns) {
   const auto first_tile = [&](std::int32_t s) {
-    return static_cast<std::int32_t>(static_cast<std::uint32_t>(problem.sequences[s].q_begin) / rows) + s;
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(sequences[s].q_begin) / rows) + s;
   };
-  const auto s = last_at_or_before(static_cast<std::int32_t>(problem.sequence_count), tile, first_tile);
+  const auto s = last_at_or_before(static_cast<std::int32_t>(problem.batch.count), tile, first_tile);
   RowTile result{};
   if (s < 0) return result;
-  const SequenceSpan sequence = problem.sequences[s];
+  const SequenceSpan sequence = sequences[s];
   const std::int64_t at = static_cast<std::int64_t>(tile - first_tile(s)) * rows;
   if (at >= sequence.q_length) return result;
   result.first_row = static_cast<std::int32_t>(sequence.q_begin + at);
