@@ -128,9 +128,8 @@ void BlockInverse::build(const Slice& slice) {
   const InvertProblem problem = problem_of(context_, map_, selection_, slice, counts_.data());
   launch_invert_count(stream, problem);
   launch_invert_scan(stream, problem, item_rows_, offsets_.data(), first_item_.data());
-  launch_invert_scatter(stream, problem, offsets_.data(), entries_.data(), nullptr, 0);
-  launch_work_items(stream, bins_, map_.block_rows(), item_rows_, offsets_.data(), first_item_.data(), map_.blocks(),
-                    items_.data());
+  const ItemsProblem items{item_rows_, first_item_.data(), map_.blocks(), items_.data()};
+  launch_invert_scatter(stream, problem, offsets_.data(), entries_.data(), nullptr, 0, &items);
 }
 
 void BlockInverse::build_pairs(Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
@@ -144,7 +143,7 @@ void BlockInverse::build_pairs(Context& context, const BlockMap& map, const Sele
   launch_invert_count(stream, problem);
   launch_invert_scan(stream, problem, 1, offsets, nullptr);
   launch_invert_scatter(stream, problem, offsets, nullptr, inverse.entries.as<std::int32_t>(),
-                        inverse.entries.stride[0]);
+                        inverse.entries.stride[0], nullptr);
 }
 
 }  // namespace moba::cuda

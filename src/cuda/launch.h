@@ -60,12 +60,19 @@ void launch_invert_count(cudaStream_t stream, const InvertProblem& problem);
 /// ends, and offsets[0] = first_item[0] = 0.
 void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
                         std::int64_t* offsets, std::int32_t* first_item);
+/// Where the work items of an inverse go.
+struct ItemsProblem {
+  std::int64_t item_rows;
+  const std::int32_t* first_item;
+  const BlockSpan* blocks;
+  WorkItem* items;
+};
+
 /// Exactly one of `entries` (packed) and `pairs` ((packed row, slot) as of moba::Inverse, `pair_stride` apart) is set.
+/// `items` may be null.
 void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, const std::int64_t* offsets,
-                           std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride);
-void launch_work_items(cudaStream_t stream, std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
-                       const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
-                       WorkItem* items);
+                           std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride,
+                           const ItemsProblem* items);
 
 struct PoolProblem {
   const void* k;  // [Tk, HK, D]
