@@ -1,5 +1,5 @@
-// How kernels learn where the sequences of a packed batch lie: from tables in device memory, or, where sequences are few,
-// from the offsets themselves, without a launch before.
+// How kernels learn where the sequences of a packed batch lie: from tables in device memory, or, where sequences are
+// few, from the offsets themselves, without a launch before.
 #pragma once
 
 #include <cstdint>

@@ -67,7 +67,8 @@ void select(Context& context, const SelectArgs& args, const ForcedBlocks& forced
   require_aligned("q", args.q);
   const std::int64_t most = most_keys(args.representatives.shape[0], args.batch.sequences(), selection.block_size);
   const BatchTables tables(context, args.batch, args.q.shape[0],
-                           std::min<std::int64_t>(most, std::numeric_limits<std::int32_t>::max()), selection.block_size);
+                           std::min<std::int64_t>(most, std::numeric_limits<std::int32_t>::max()),
+                           selection.block_size);
   SelectProblem problem{};
   problem.representatives = tensor_map("representatives", args.representatives, kSelectBoxRows);
   problem.q = args.q.data;

@@ -37,12 +37,12 @@ std::int64_t checked_tokens(const char* argument, std::int64_t tokens) {
 void require_countable(const Slice& slice, const Selection& selection) {
   const std::int64_t budget = selection.budget(), row_stride = selection.blocks.stride[0];
   if (slice.rows <= kMaxSliceRows && budget <= kMaxBudget && row_stride >= 0 && row_stride <= kMaxListRowStride) return;
-  throw Error(ErrorCode::kUnsupported,
-              "selection has budget " + std::to_string(budget) + ", " + std::to_string(slice.rows) +
-                  " rows at a time and a row stride of " + std::to_string(row_stride) +
-                  "; the Hopper kernels take at most " + std::to_string(kMaxBudget) + ", " +
-                  std::to_string(kMaxSliceRows) + " and " + std::to_string(kMaxListRowStride) +
-                  ". Make it contiguous, or use the portable backend.");
+  throw Error(ErrorCode::kUnsupported, "selection has budget " + std::to_string(budget) + ", " +
+                                           std::to_string(slice.rows) + " rows at a time and a row stride of " +
+                                           std::to_string(row_stride) + "; the Hopper kernels take at most " +
+                                           std::to_string(kMaxBudget) + ", " + std::to_string(kMaxSliceRows) + " and " +
+                                           std::to_string(kMaxListRowStride) +
+                                           ". Make it contiguous, or use the portable backend.");
 }
 
 InvertProblem problem_of(const Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,

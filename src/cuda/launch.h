@@ -20,14 +20,14 @@ struct Offsets {
   std::int64_t maximum = 0;  // the longest sequence that the caller promises
 };
 
-/// The sequences of a packed batch. Up to kFewSequences a kernel takes from the offsets, see few_sequences.cuh; where there
-/// are more, the tables are set.
+/// The sequences of a packed batch. Up to kFewSequences a kernel takes from the offsets, see few_sequences.cuh; where
+/// there are more, the tables are set.
 struct BatchSequences {
   Offsets q, k;
   std::int64_t count;
   std::int64_t block_size;
-  std::int32_t* error_word;     // or null
-  const SequenceSpan* table;    // [count], or null
+  std::int32_t* error_word;      // or null
+  const SequenceSpan* table;     // [count], or null
   const BlockSpan* block_table;  // [block rows], or null
 };
 

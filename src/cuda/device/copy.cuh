@@ -28,11 +28,6 @@ __device__ __forceinline__ void copy_16_async(std::uint32_t shared, const void* 
                : "memory");
 }
 
-/// 4 bytes, through the L1 cache.
-__device__ __forceinline__ void copy_4_async(std::uint32_t shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
-}
-
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

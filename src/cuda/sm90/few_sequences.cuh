@@ -1,5 +1,5 @@
-// The sequences of a batch that has few of them, straight from the offsets: one a lane, in each block of threads that asks.
-// A table of them would cost a launch.
+// The sequences of a batch that has few of them, straight from the offsets: one a lane, in each block of threads that
+// asks. A table of them would cost a launch.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ struct TokenSpan {
   std::int32_t begin, length;
 };
 
-/// By whole warps: those of the sequence of the lane's number, by the rule of src/sequences.h; empty where there is none.
-/// `errors` takes bits of the error word. count <= kFewSequences.
+/// By whole warps: those of the sequence of the lane's number, by the rule of src/sequences.h; empty where there is
+/// none. `errors` takes bits of the error word. count <= kFewSequences.
 __device__ __forceinline__ TokenSpan tokens_of_lane(const Offsets& offsets, int count, int& errors) {
   constexpr unsigned kAll = 0xffffffffu;
   const int lane = threadIdx.x % 32;

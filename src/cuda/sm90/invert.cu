@@ -1,11 +1,10 @@
-// invert: row -> blocks into block -> rows by counting, in row order. A block of threads owns a run of rows of one list (a
-// segment): count each segment, sum over the segments, then sort the entries of a segment by block in shared memory, so
-// that each block's rows leave as a run of whole lines.
+// invert: row -> blocks into block -> rows by counting, in row order. A block of threads owns a run of rows of one list
+// (a segment): count each segment, sum over the segments, then sort the entries of a segment by block in shared memory,
+// so that each block's rows leave as a run of whole lines.
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
 #include "cuda/dependent_launch.h"
-#include "cuda/device/copy.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/block_scan.cuh"
 #include "cuda/sm90/list_walk.cuh"
@@ -21,9 +20,9 @@ constexpr std::int64_t kCountWindow = 4160, kScatterWindow = 2080;
 /// What a block of threads works on.
 struct Task {
   std::int64_t list, window;
-  std::int64_t bins;                   // of the window
-  std::int64_t first_row, rows;        // of the segment, in the slice
-  std::uint32_t* counts;               // of the segment, at the window's first bin
+  std::int64_t bins;             // of the window
+  std::int64_t first_row, rows;  // of the segment, in the slice
+  std::uint32_t* counts;         // of the segment, at the window's first bin
 };
 
 template <std::int64_t kWindow>
@@ -49,12 +48,9 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4) invert_count_k
   __syncthreads();
   const std::int64_t part = problem.segment_rows / kWarps, first = threadIdx.x / 32 * part;
   const Places<kListed> places(problem);
-  const std::int64_t rows = max(std::int64_t{0}, min(part, task.rows - first));
-  ListLoads<kListed> loads(problem, places, list_at(problem, task.list, task.first_row + first),
-                           static_cast<std::uint32_t>(rows));
-  walk_list<true>(problem, places, loads, task.list, task.first_row + first, rows,
+  walk_list<true>(problem, places, task.list, task.first_row + first, min(part, task.rows - first),
                   static_cast<std::int32_t>(task.window), static_cast<std::int32_t>(task.bins),
-                  [&](const std::int32_t (&bins)[kListed], std::uint32_t) {
+                  [&](const std::int32_t(&bins)[kListed], std::uint32_t) {
 #pragma unroll
                     for (const std::int32_t bin : bins) {
                       if (bin >= 0) atomicAdd(shared + bin, 1u);
@@ -154,8 +150,8 @@ std::int64_t batch_rows_for(const InvertProblem& problem) {
   return rows;
 }
 
-/// Tables of a block of threads in shared memory, for a window of bins and so many entries. `stride`: bins, rounded up so
-/// that every table can be filled 16 bytes at a time.
+/// Tables of a block of threads in shared memory, for a window of bins and so many entries. `stride`: bins, rounded up
+/// so that every table can be filled 16 bytes at a time.
 struct SortTables {
   std::uint32_t* place;   // [stride]: of the batch's first entry, counted from the list's first
   std::uint32_t* shift;   // [stride]: from a place among the batch's sorted entries to that of the list
@@ -183,31 +179,15 @@ struct SortTables {
 
 /// 16 bytes at a time, by all threads of the block.
 __device__ __forceinline__ void fill_zeros(void* shared, std::int32_t bytes) {
-  for (std::int32_t i = threadIdx.x; i < bytes / 16; i += kThreads) static_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
-}
-
-/// Asks for the blocks that a warp's rows list, row by row without gaps.
-template <int kListed>
-__device__ __forceinline__ void stage_list(const InvertProblem& problem, const Places<kListed>& places,
-                                           std::int64_t list, std::int64_t first, std::uint32_t rows,
-                                           std::uint32_t* staged) {
-  if (rows == 0) return;
-  const std::int32_t* from = list_at(problem, list, first);
-  std::uint32_t to = shared_address(staged) + threadIdx.x % 32 * 4;
-  for (std::uint32_t at = 0; at < rows; at += places.rows) {
-#pragma unroll
-    for (int u = 0; u < kListed; ++u) {
-      if (places.at[u] < (rows - at) << kSlotBits) copy_4_async(to + 128 * u, from + places.from[u]);
-    }
-    from += places.rows * problem.row_stride;
-    to += places.rows * static_cast<std::uint32_t>(problem.budget) * 4;
-  }
+  for (std::int32_t i = threadIdx.x; i < bytes / 16; i += kThreads)
+    static_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
 }
 
 /// `before` holds the counts of each warp and becomes their places among the sorted entries, which lie by bin, then by
 /// warp; `place` moves on to the next batch. Returns the number of entries. All threads of the block.
 __device__ __forceinline__ std::uint32_t find_places(const SortTables& tables, std::int32_t bins) {
-  const std::int32_t each = (bins + kThreads - 1) / kThreads, begin = min(bins, static_cast<std::int32_t>(threadIdx.x) * each);
+  const std::int32_t each = (bins + kThreads - 1) / kThreads,
+                     begin = min(bins, static_cast<std::int32_t>(threadIdx.x) * each);
   const std::int32_t end = min(bins, begin + each), stride = tables.stride;
   std::uint32_t mine = 0;
   for (std::int32_t bin = begin; bin < end; ++bin) {
@@ -230,8 +210,8 @@ __device__ __forceinline__ std::uint32_t find_places(const SortTables& tables, s
   return scan.total;
 }
 
-/// By the first `blocks` blocks of threads of the grid: the work items of all bins, a warp for one at a time. A block of keys
-/// that every row chose has as many items as all others together.
+/// By the first `blocks` blocks of threads of the grid: the work items of all bins, a warp for one at a time. A block
+/// of keys that every row chose has as many items as all others together.
 __device__ void list_items(const ItemsProblem& problem, std::int64_t bins, std::int64_t block_rows,
                            const std::int64_t* offsets, int blocks) {
   const int lane = threadIdx.x % 32;
@@ -260,7 +240,8 @@ __global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
   extern __shared__ std::uint32_t shared[];
   wait_for_launches_before();
   if (static_cast<int>(blockIdx.x) < item_blocks) {
-    if (blockIdx.y == 0) list_items(items, problem.lists * problem.block_rows, problem.block_rows, offsets, item_blocks);
+    if (blockIdx.y == 0)
+      list_items(items, problem.lists * problem.block_rows, problem.block_rows, offsets, item_blocks);
     return;
   }
   const Task task = find_task<kScatterWindow>(problem, blockIdx.x - item_blocks);
@@ -278,28 +259,18 @@ __global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
   std::uint16_t* const before = tables.before + warp * tables.stride;
   std::uint32_t* const counts = reinterpret_cast<std::uint32_t*>(before);
   std::uint16_t* const bin_of = tables.bin_of + warp * part * budget;
-  std::uint32_t* const staged = tables.sorted + warp * part * budget;  // until all bins are known
+  for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
+    tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + window + bin] - base) + task.counts[bin];
+  }
+  fill_zeros(tables.rows, kWarps * tables.stride * 4);
   for (std::int64_t batch = 0; batch < task.rows; batch += batch_rows) {
-    if (batch > 0) __syncthreads();  // what was sorted has left
-    const std::int64_t first_of_warp = task.first_row + batch + warp * part;
-    const std::uint32_t part_rows =
-        static_cast<std::uint32_t>(max(std::int64_t{0}, min(std::int64_t{part}, task.rows - batch - warp * part)));
-    stage_list(problem, places, task.list, first_of_warp, part_rows, staged);
-    copy_async_commit();
-    if (batch == 0) {
-      for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
-        tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + window + bin] - base) + task.counts[bin];
-      }
-      fill_zeros(tables.rows, kWarps * tables.stride * 4);
-    }
     fill_zeros(tables.before, kWarps * tables.stride * 2);
-    copy_async_wait<0>();
     __syncthreads();
     // Each warp's part of the rows: bins, and how often each. Two counts a word: a batch has fewer than 2^16 entries.
-    walk_list<false>(problem, places,
-                     StagedList<kListed>(problem, reinterpret_cast<const std::int32_t*>(staged), part_rows), task.list,
-                     first_of_warp, part_rows, window, bins,
-                     [&](const std::int32_t (&listed)[kListed], std::uint32_t first_row) {
+    const std::uint32_t part_rows =
+        static_cast<std::uint32_t>(max(std::int64_t{0}, min(std::int64_t{part}, task.rows - batch - warp * part)));
+    walk_list<false>(problem, places, task.list, task.first_row + batch + warp * part, part_rows, window, bins,
+                     [&](const std::int32_t(&listed)[kListed], std::uint32_t first_row) {
 #pragma unroll
                        for (int u = 0; u < kListed; ++u) {
                          const std::int32_t bin = listed[u];
@@ -381,7 +352,8 @@ void launch_invert_count(cudaStream_t stream, const InvertProblem& problem) {
   if (grid.x == 0 || grid.y == 0) return;
   const std::int64_t shared_bytes = std::min(kCountWindow, problem.block_rows) * 4;
   dispatch_listed(problem.budget, [&]<int kListed>() {
-    launch_dependent(invert_count_kernel<kListed>, "invert_count_kernel", grid, kThreads, shared_bytes, stream, problem);
+    launch_dependent(invert_count_kernel<kListed>, "invert_count_kernel", grid, kThreads, shared_bytes, stream,
+                     problem);
   });
 }
 

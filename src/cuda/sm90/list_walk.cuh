@@ -28,8 +28,8 @@ __device__ __forceinline__ RowRun run_of_row(const InvertProblem& problem, std::
           problem.divide.quotient(static_cast<std::int32_t>(sequence.k_begin)) + static_cast<std::int32_t>(s)};
 }
 
-/// Where a lane's entries of a walk stand: entry u is number 32 * u + lane of as many whole rows as 32 * kListed entries
-/// hold, at most 32.
+/// Where a lane's entries of a walk stand: entry u is number 32 * u + lane of as many whole rows as 32 * kListed
+/// entries hold, at most 32.
 template <int kListed>
 struct Places {
   std::uint32_t rows;           // of a step
@@ -57,95 +57,37 @@ struct Places {
   }
 };
 
-/// Row `first` of the slice in one list.
-__device__ __forceinline__ const std::int32_t* list_at(const InvertProblem& problem, std::int64_t list,
-                                                       std::int64_t first) {
-  return problem.list + first * problem.row_stride + list * problem.list_stride;
-}
-
-/// The blocks of a walk's steps, from memory: those of the next step are under way while one is taken.
-template <int kListed>
-class ListLoads {
- public:
-  __device__ __forceinline__ ListLoads(const InvertProblem& problem, const Places<kListed>& places,
-                                       const std::int32_t* lists, std::uint32_t rows)
-      : next_(lists), stride_(places.rows * problem.row_stride), left_(rows) {
-    load(places);
-  }
-  /// The blocks of the next step, and those of the entries before them (undefined for first slots); -1 behind the end.
-  __device__ __forceinline__ void take(const Places<kListed>& places, std::uint32_t, std::int32_t (&blocks)[kListed],
-                                       std::int32_t (&before)[kListed]) {
-#pragma unroll
-    for (int u = 0; u < kListed; ++u) blocks[u] = ahead_[u];
-    load(places);
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int u = 0; u < kListed; ++u) {
-      // The last lane gives that of the step before to the first.
-      const std::int32_t given = lane == 31 && u > 0 ? blocks[u > 0 ? u - 1 : 0] : blocks[u];
-      before[u] = __shfl_sync(0xffffffffu, given, lane - 1);  // modulo 32
-    }
-  }
-
- private:
-  __device__ __forceinline__ void load(const Places<kListed>& places) {
-#pragma unroll
-    for (int u = 0; u < kListed; ++u) {
-      ahead_[u] = places.at[u] < left_ << kSlotBits ? __ldg(next_ + places.from[u]) : -1;
-    }
-    next_ += stride_;
-    left_ -= min(left_, places.rows);
-  }
-
-  const std::int32_t* next_;
-  std::int64_t stride_;
-  std::uint32_t left_;  // rows, below 2^16
-  std::int32_t ahead_[kListed];
-};
-
-/// The same from a copy in shared memory, row by row without gaps.
-template <int kListed>
-class StagedList {
- public:
-  __device__ __forceinline__ StagedList(const InvertProblem& problem, const std::int32_t* staged, std::uint32_t rows)
-      : staged_(staged), budget_(static_cast<std::uint32_t>(problem.budget)), rows_(rows) {}
-  __device__ __forceinline__ void take(const Places<kListed>& places, std::uint32_t at, std::int32_t (&blocks)[kListed],
-                                       std::int32_t (&before)[kListed]) {
-    const std::int32_t* from = staged_ + at * budget_ + threadIdx.x % 32;
-#pragma unroll
-    for (int u = 0; u < kListed; ++u) {
-      blocks[u] = before[u] = -1;
-      if (places.at[u] < (rows_ - at) << kSlotBits) {
-        blocks[u] = from[32 * u];
-        if ((places.at[u] & ((1u << kSlotBits) - 1u)) != 0) before[u] = from[32 * u - 1];
-      }
-    }
-  }
-
- private:
-  const std::int32_t* staged_;
-  std::uint32_t budget_, rows_;
-};
-
 /// Calls use(bins, first row) by all lanes together for the rows of a step at a time: bins[u] is that of the entry at
 /// places.at[u], in the window, or -1: padding, an entry that may not be attended, or one outside of the window. Rows
-/// [first, first + rows) of the slice; bins of the block rows [window, window + bins). `source`: ListLoads or StagedList of
-/// these rows. kReport: entries that may not be attended set a bit of the error word.
-template <bool kReport, int kListed, class Source, class Use>
-__device__ __forceinline__ void walk_list(const InvertProblem& problem, const Places<kListed>& places, Source&& source,
+/// [first, first + rows) of the slice; bins of the block rows [window, window + bins). kReport: entries that may not be
+/// attended set a bit of the error word.
+template <bool kReport, int kListed, class Use>
+__device__ __forceinline__ void walk_list(const InvertProblem& problem, const Places<kListed>& places,
                                           std::int64_t list, std::int64_t first, std::int64_t rows, std::int32_t window,
                                           std::int32_t bins, Use&& use) {
   constexpr unsigned kAll = 0xffffffffu;
   if (rows <= 0) return;
   const std::uint32_t lane = threadIdx.x % 32;
   const std::uint32_t count = static_cast<std::uint32_t>(rows);  // below 2^16, as a segment's
-  const std::int32_t* lists = list_at(problem, list, first);
+  const std::int32_t* lists = problem.list + first * problem.row_stride + list * problem.list_stride;
   const auto row_of = [&](int u) { return places.at[u] >> kSlotBits; };
   const auto slot_of = [&](int u) { return places.at[u] & ((1u << kSlotBits) - 1u); };
+  std::int32_t ahead[kListed];
+  const std::int32_t* next = lists;
+  const std::int64_t step_stride = places.rows * problem.row_stride;
+  const auto load = [&](std::uint32_t at) {
+    const std::uint32_t end = at < count ? (count - at) << kSlotBits : 0;
+#pragma unroll
+    for (int u = 0; u < kListed; ++u) ahead[u] = places.at[u] < end ? __ldg(next + places.from[u]) : -1;
+    next += step_stride;
+  };
   RowRun run;
+  load(0);
   for (std::uint32_t at = 0; at < count; at += places.rows) {
-    std::int32_t blocks[kListed], before[kListed], entry_bins[kListed];
-    source.take(places, at, blocks, before);
+    std::int32_t blocks[kListed], entry_bins[kListed];
+#pragma unroll
+    for (int u = 0; u < kListed; ++u) blocks[u] = ahead[u];
+    load(at + places.rows);
     // One own block for all rows, as a rule; or each lane finds that of one row.
     if (at >= run.limit) run = run_of_row(problem, first, at);
     RowRun mine = run;
@@ -155,6 +97,9 @@ __device__ __forceinline__ void walk_list(const InvertProblem& problem, const Pl
 #pragma unroll
     for (int u = 0; u < kListed; ++u) {
       const std::int32_t block = blocks[u];
+      // The entry before: the last lane gives that of the step before to the first.
+      const std::int32_t given = lane == 31 && u > 0 ? blocks[u > 0 ? u - 1 : 0] : block;
+      const std::int32_t before = __shfl_sync(kAll, given, static_cast<int>(lane) - 1);  // modulo 32
       std::int32_t own = mine.own, first_bin = mine.first_bin;
       if (!one) {
         own = __shfl_sync(kAll, own, static_cast<int>(row_of(u) % 32));
@@ -162,7 +107,7 @@ __device__ __forceinline__ void walk_list(const InvertProblem& problem, const Pl
       }
       // A list that ascends from its first slot is valid throughout. As unsigned numbers -1 and the like are above all.
       const bool past = static_cast<std::uint32_t>(block) < static_cast<std::uint32_t>(own);
-      const bool ascends = slot_of(u) == 0 || static_cast<std::uint32_t>(before[u]) < static_cast<std::uint32_t>(block);
+      const bool ascends = slot_of(u) == 0 || static_cast<std::uint32_t>(before) < static_cast<std::uint32_t>(block);
       broken |= block != -1 && !(past && ascends);
       const std::int32_t bin = first_bin + block - window;
       entry_bins[u] = past && static_cast<std::uint32_t>(bin) < static_cast<std::uint32_t>(bins) ? bin : -1;

@@ -33,8 +33,7 @@ __device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, const
   result.first_row = static_cast<std::int32_t>(sequence.q_begin + at);
   result.end_row = static_cast<std::int32_t>(min(sequence.q_begin + at + rows, sequence.q_begin + sequence.q_length));
   result.shift = static_cast<std::int32_t>(sequence.k_length - sequence.q_length - sequence.q_begin);
-  result.first_block_row =
-      problem.block_of(static_cast<std::int32_t>(sequence.k_begin)) + s;
+  result.first_block_row = problem.block_of(static_cast<std::int32_t>(sequence.k_begin)) + s;
   const std::int32_t last = result.end_row - 1 + result.shift;
   const std::int32_t past = last < 0 ? 0 : problem.block_of(last);
   result.column_tiles = past > problem.sinks ? (past + columns - 1) / columns : 0;

@@ -33,7 +33,8 @@ struct Registers<4> {
   static constexpr int kChoosing = 112, kCopying = 32;  // of 96
 };
 
-// What a block of threads may have on this architecture, less the barriers, few sequences and the alignment of the ring.
+// What a block of threads may have on this architecture, less the barriers, few sequences and the alignment of the
+// ring.
 constexpr int kSharedBytes = 227 * 1024 - 3072;
 
 struct Shape {
@@ -42,7 +43,8 @@ struct Shape {
   int k;  // slots that are left for free choice
 };
 
-/// By one warp. Rows that no sequence holds have an empty list; they lie between the end of one sequence and the begin of the next.
+/// By one warp. Rows that no sequence holds have an empty list; they lie between the end of one sequence and the begin
+/// of the next.
 __device__ void clear_keyless_rows(const SelectProblem& problem, const SequenceSpan* sequences) {
   for (std::int64_t s = blockIdx.x; s <= problem.batch.count; s += gridDim.x) {
     const std::int64_t begin = s == 0 ? 0 : sequences[s - 1].q_begin + sequences[s - 1].q_length;
@@ -139,7 +141,9 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
         const bool more = item < static_cast<std::uint32_t>(shape.items);
         const int list = static_cast<int>(item % lists);
         RowTile tile{};
-        if (more) tile = find_tile(problem, sequences, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows, kColumns);
+        if (more)
+          tile =
+              find_tile(problem, sequences, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows, kColumns);
         if (more && tile.first_row >= tile.end_row) continue;
         item_empty[slot.stage].wait(slot.parity ^ 1u);
         if (lane == 0) {
@@ -179,7 +183,9 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
       return item;
     };
     const auto first_row = [&](const Item& item) { return item.tile.first_row + group * kGroupRows + warp % 4 * 16; };
-    const auto scores_any = [&](const Item& item) { return shape.k > 0 && item.list >= 0 && item.tile.column_tiles > 0; };
+    const auto scores_any = [&](const Item& item) {
+      return shape.k > 0 && item.list >= 0 && item.tile.column_tiles > 0;
+    };
     const auto fetch = [&](const Item& item) {
       if (heads_of_list > 1 || !scores_any(item)) return;
       fetch_rows<T, kDim>(my_stage, problem, first_row(item), item.tile.end_row, item.list);
@@ -220,8 +226,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
               hold_registers(query);
               hold_registers(scores);
               wgmma_fence();
-              wgmma_tiles<T, kColumns, kDim / 16, Major::K>(scores, query, tile_b, kColumns,
-                                                                  kv + inner > 0);
+              wgmma_tiles<T, kColumns, kDim / 16, Major::K>(scores, query, tile_b, kColumns, kv + inner > 0);
               wgmma_commit();
               wgmma_wait<0>();
               hold_registers(scores);
@@ -291,7 +296,8 @@ Shape shape_of(const SelectProblem& problem, int k) {
   shape.k = k;
   const int stage_bytes = Chooser::kColumns * static_cast<int>(problem.head_dim) * 2;
   constexpr int kFewestStages = 2;
-  shape.groups = std::clamp((kSharedBytes - kFewestStages * stage_bytes) / group_bytes<Chooser>(k), 1, Chooser::kGroups);
+  shape.groups =
+      std::clamp((kSharedBytes - kFewestStages * stage_bytes) / group_bytes<Chooser>(k), 1, Chooser::kGroups);
   shape.stages =
       std::clamp((kSharedBytes - shape.groups * group_bytes<Chooser>(k)) / stage_bytes, kFewestStages, kMostStages);
   const std::int64_t tile_rows = shape.groups * kGroupRows;
