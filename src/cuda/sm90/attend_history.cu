@@ -146,16 +146,32 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
     wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, v_tile, kKeys, key_tile > 0);
     wgmma_commit();
   };
-  const auto after_probability_value = [&] {
-    if (!tile.keys_leave()) return;
+  bool values_leave = false;  // after the product under way
+  const auto end_probability_value = [&] {
+    wgmma_wait<0>();
+    hold_registers(o);
+    if (!values_leave) return;
     release(storage.v_empty[v_place.stage]);
     v_place.advance();
   };
-  const auto store = [&](RowState& of) {
+  const auto store = [&](RowState& of, const std::uint32_t(&to)[2]) {
     float factor[2], lse[2];
     of.finish(args.softmax_scale, factor, lse);
-    store_rows<T, kDim>(args.partials, places, o, factor, lse);
+    store_rows<T, kDim>(args.partials, to, o, factor, lse);
   };
+
+  // The product before last: scaled where the next adds to it, stored where it was the tile's last.
+  RowState ended;
+  std::uint32_t ended_places[2] = {kNoPlace, kNoPlace};
+  const auto finish_last = [&] {
+    if (key_tile > 0) {
+      scale_rows<kDim>(o, shrink);
+    } else {
+      store(ended, ended_places);
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
 
   tile = begin_tile();
   if (tile.key_tiles == 0) return;
@@ -166,8 +182,10 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
   hold_registers(scores);
   after_query_key(tile, 0);
   state.update<kKeys, true>(scores, scale_log2, shrink);
-  pack_rows<T, kKeys>(p, scores);
   while (true) {
+    // Here and not behind the exponentials, where ptxas would wait before them.
+    end_probability_value();
+    pack_rows<T, kKeys>(p, scores);
     const bool ends = key_tile + 1 == tile.key_tiles;
     TileInfo next = tile;
     std::uint32_t next_places[2];
@@ -181,33 +199,32 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
     const std::uint64_t q_tile = queries(), k_tile = keys(), v_tile = values();
     wait_for_turn();
     query_key(q_tile, k_tile);
+    finish_last();  // beside the product of queries and keys
     wait_for_values();
     probability_value(v_tile);
     pass_turn();
     wgmma_wait<1>();
     hold_registers(scores);
     after_query_key(next, next_key_tile);
-    RowState ended = state;
-    if (ends) state = RowState{};
-    state.update<kKeys, false>(scores, scale_log2, shrink);
-    wgmma_wait<0>();
-    hold_registers(o);
-    after_probability_value();
     if (ends) {
-      store(ended);
+      ended = state;
+      state = RowState{};
+      ended_places[0] = places[0], ended_places[1] = places[1];
       places[0] = next_places[0], places[1] = next_places[1];
-    } else {
-      scale_rows<kDim>(o, shrink);
     }
-    pack_rows<T, kKeys>(p, scores);
+    state.update<kKeys, false>(scores, scale_log2, shrink);
+    hold_registers(scores);  // the exponentials beside the product of probabilities and values
+    hold_registers(state.sum);
+    values_leave = tile.keys_leave();
     tile = next;
     key_tile = next_key_tile;
   }
+  finish_last();
   wait_for_values();
   probability_value(values());
   wgmma_wait<0>();
   hold_registers(o);
-  store(state);
+  store(state, places);
 }
 
 template <class T, int kDim, int kKeys>
@@ -221,7 +238,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_map(&k_map);
     prefetch_map(&v_map);
     for (int i = 0; i < kQueryStages; ++i) {
-      storage.q_full[i].init(32 * kGatherWarps);
+      for (Barrier& copied : storage.q_copied[i]) copied.init(32);
+      storage.q_full[i].init(kGatherWarps);
       storage.q_empty[i].init(kConsumerWarps);
     }
     for (int i = 0; i < kUnitStages; ++i) {
