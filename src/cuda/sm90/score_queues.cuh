@@ -44,8 +44,8 @@ class ScoreQueues {
     }
   }
 
-  /// Whether settle() is worth its time before tile `index` is taken in, while its scores are not there yet: it raises the
-  /// thresholds to what the tiles so far allow. After the second, fourth, eighth ... tile.
+  /// Whether settle() is worth its time before tile `index` is taken in, while its scores are not there yet: it raises
+  /// the thresholds to what the tiles so far allow. After the second, fourth, eighth ... tile.
   __device__ __forceinline__ bool settles(int index) const {
     return index >= 2 && (index & (index - 1)) == 0 && bounded();
   }
@@ -73,7 +73,7 @@ class ScoreQueues {
     bool crowded = false;
     sweep<kColumns>(
         scores, mask, stage_, tile.first,
-        [&](const int (&counts)[2]) {
+        [&](const int(&counts)[2]) {
           bool full = false;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -81,8 +81,9 @@ class ScoreQueues {
           }
           crowded = __any_sync(kAllLanes, full);
         },
-        [&](const float (&score)[2], const std::int32_t (&column)[2]) {
-          if (crowded && __any_sync(kAllLanes, end_[0] - begin_[0] > limit_ || end_[1] - begin_[1] > limit_)) tighten(false);
+        [&](const float(&score)[2], const std::int32_t(&column)[2]) {
+          if (crowded && __any_sync(kAllLanes, end_[0] - begin_[0] > limit_ || end_[1] - begin_[1] > limit_))
+            tighten(false);
 #pragma unroll
           for (int i = 0; i < 2; ++i) push_above<kEntryStride>(score[i], threshold_[i], column[i], end_[i]);
         });
@@ -91,10 +92,12 @@ class ScoreQueues {
  protected:
   static constexpr int kBounded = kMost < kMostBounded ? kMost : kMostBounded;
   /// Whether a bound of the k-th best score comes from sorted runs.
-  __device__ __forceinline__ bool bounded() const { return kMost <= kMostBounded || k_ <= kMostBounded; }
+  __device__ __forceinline__ bool bounded() const {
+    return kMost <= kMostBounded || k_ <= kMostBounded;
+  }
 
-  /// Raises the thresholds and frees at least one place in every queue. `between_tiles`: not in the middle of one, where
-  /// a column may be still to come that is lower than one that has come, with the score of the new bound.
+  /// Raises the thresholds and frees at least one place in every queue. `between_tiles`: not in the middle of one,
+  /// where a column may be still to come that is lower than one that has come, with the score of the new bound.
   __device__ __forceinline__ void tighten(bool between_tiles) {
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
