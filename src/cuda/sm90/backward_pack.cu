@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(kThreads) pack_tiles_kernel(const BackwardChun
   if (unit.keys == 0) return;
   const ListedRows listed(chunk, unit, chunk.first_kv_head * chunk.group + head);
   const int listed_tiles = static_cast<int>((listed.count + kRows - 1) / kRows);
-  // The units of a block without rows have one tile, of none.
-  const int tiles = max(listed_tiles + (unit.own_rows + kRows - 1) / kRows, 1);
+  // Where one chunk has all rows, the units of a block without any have one tile, of none, because they write zeros.
+  const int tiles = max(listed_tiles + (unit.own_rows + kRows - 1) / kRows, chunk.sums == nullptr ? 1 : 0);
   const int first_listed = first_listed_tile(chunk, unit, listed, kRows), first_own = first_own_tile(unit, kRows);
   for (int index = static_cast<int>(blockIdx.z); index < tiles; index += static_cast<int>(gridDim.z)) {
     const bool own = index >= listed_tiles;

@@ -95,7 +95,8 @@ __global__ void __launch_bounds__(kThreads) row_terms_kernel(const TermsInput in
 /// of the slot's block.
 template <class T, int kDim>
 struct RoundedPlaces {
-  static constexpr int kAtOnce = 8;  // slots that are asked for together
+  static constexpr bool kAlone = false;  // whether there is one place a slot, whatever the block
+  static constexpr int kAtOnce = 8;      // slots that are asked for together
   struct Part {
     uint4 words = {};
     __device__ void add_to(float (&sums)[8]) const { add_8<T>(sums, words); }
@@ -120,6 +121,7 @@ struct RoundedPlaces {
 /// multiply hold them: a lane has columns [4 * (lane % 2), …) of the first and of the second half of 16 columns.
 template <class T, int kDim>
 struct TilePlaces {
+  static constexpr bool kAlone = true;
   static constexpr int kAtOnce = 4;
   struct Part {
     float4 low = {}, high = {};
@@ -183,7 +185,7 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardCh
           listed |= 1u << i;
           previous = blocks[i];
         }
-        if (places.units == 1) {
+        if (Places::kAlone || places.units == 1) {
           Part parts[Places::kAtOnce];
 #pragma unroll
           for (int i = 0; i < Places::kAtOnce; ++i) {
@@ -193,13 +195,15 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardCh
           for (int i = 0; i < Places::kAtOnce; ++i) parts[i].add_to(sums);
           continue;
         }
-        for (; listed != 0; listed &= listed - 1) {
-          const int slot = first + __ffs(static_cast<int>(listed)) - 1;
+        if constexpr (!Places::kAlone) {
+          for (; listed != 0; listed &= listed - 1) {
+            const int slot = first + __ffs(static_cast<int>(listed)) - 1;
 #pragma unroll 4
-          for (int unit = 0; unit < places.units; ++unit) {
-            Part part;
-            places.load(part, slot, unit);
-            part.add_to(sums);
+            for (int unit = 0; unit < places.units; ++unit) {
+              Part part;
+              places.load(part, slot, unit);
+              part.add_to(sums);
+            }
           }
         }
       }
