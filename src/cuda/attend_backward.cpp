@@ -87,7 +87,8 @@ class Plan {
   }
   std::int64_t most_slabs(std::int64_t tiles) const { return ceil_div(2 * tiles, tile_limit_of(tiles)); }
 
-  /// Tiles of rows that are packed, whose dq the units of a block add in turns, and the rows that must be found in them.
+  /// Tiles of rows that are packed, whose dq the units of a block add in turns, and the rows that must be found in
+  /// them.
   std::int64_t turn_tiles(std::int64_t rows, std::int64_t kv_heads) const {
     if (!turns) return 0;
     return kv_heads * group() * tiles_of_head(rows, budget_, block_rows_, tile_rows());
@@ -236,8 +237,8 @@ void attend_backward(Context& context, const AttendBackwardArgs& args) {
       chunk.first_row = row;
       chunk.rows = std::min(plan.chunk_rows, rows - row);
       chunk.own_tiles = static_cast<std::int32_t>(own_tiles_of_head(chunk.rows, chunk.block_rows, tile_rows_of(dim)));
-      chunk.head_tiles = static_cast<std::int32_t>(
-          tiles_of_head(chunk.rows, chunk.budget, chunk.block_rows, tile_rows_of(dim)));
+      chunk.head_tiles =
+          static_cast<std::int32_t>(tiles_of_head(chunk.rows, chunk.budget, chunk.block_rows, tile_rows_of(dim)));
       if (inverse.has_value()) {
         inverse->build({row, chunk.rows, chunk.first_selection_head,
                         plan.lists_of(kv * plan.group(), chunk.kv_heads * plan.group())});
@@ -245,9 +246,9 @@ void attend_backward(Context& context, const AttendBackwardArgs& args) {
         chunk.entries = inverse->entries();
       }
       if (plan.turns) {
-        check_cuda(
-            cudaMemsetAsync(chunk.turns, 0, static_cast<std::size_t>(plan.tiles_in_turn) * sizeof(std::int32_t), stream),
-            "cudaMemsetAsync(turns)");
+        check_cuda(cudaMemsetAsync(chunk.turns, 0, static_cast<std::size_t>(plan.tiles_in_turn) * sizeof(std::int32_t),
+                                   stream),
+                   "cudaMemsetAsync(turns)");
       }
       launch_pack_tiles(chunk, stream);
       launch_list_items(chunk, dim, stream);

@@ -17,17 +17,19 @@
 namespace moba::cuda {
 
 inline constexpr int kUnitKeys = 128;
+// Units of a block that take turns, see takes_turns().
 inline constexpr int kFewestTurns = 5;
-inline constexpr int kMostTurns = 256;  // the work list keeps so many units of a block in order
+inline constexpr int kMostTurns = 256;  // the work list keeps so many in order
 
 /// Query rows of a tile: as many as the registers of two warpgroups allow beside the sums of 128 keys.
 constexpr int tile_rows_of(int head_dim) {
   return head_dim == 64 ? 128 : 64;
 }
 
-/// Whether the tiles of query rows of a block are packed for its units, which then take turns at adding their dq to fp32
-/// tiles; otherwise each unit gathers rows and has places of its own, of the dtype of q, for their dq. For a few units
-/// packing is too dear and turns make them wait for each other; at D = 64 shared memory has no room for fp32 tiles.
+/// Whether the tiles of query rows of a block are packed for its units, which then take turns at adding their dq to
+/// fp32 tiles; otherwise each unit gathers rows and has places of its own, of the dtype of q, for their dq. For a few
+/// units packing is too dear and turns make them wait for each other; at D = 64 shared memory has no room for fp32
+/// tiles.
 constexpr bool takes_turns(std::int64_t unit_tiles, int head_dim) {
   return head_dim == 128 && unit_tiles >= kFewestTurns && unit_tiles <= kMostTurns;
 }
@@ -84,8 +86,8 @@ struct BackwardChunk {
   std::int64_t first_row, rows;
   std::int32_t first_kv_head, kv_heads, group;  // group: query heads a key/value head
   std::int32_t first_selection_head;
-  std::int32_t unit_tiles;  // units a block
-  std::int32_t tile_limit;  // tiles of an item
+  std::int32_t unit_tiles;             // units a block
+  std::int32_t tile_limit;             // tiles of an item
   std::int32_t own_tiles, head_tiles;  // own_tiles_of_head() and tiles_of_head()
 
   // Workspace.
@@ -101,8 +103,8 @@ struct BackwardChunk {
   RowTerm* tile_terms;       // [kv_heads * group, head_tiles, tile rows]
   std::int32_t* turns;       // [kv_heads * group, head_tiles]; null without turns
   std::uint32_t* tile_rows;  // [rows, kv_heads * group, budget + 1]
-  float* slabs;  // [slab, {dk, dv}, kUnitKeys, D]
-  float* sums;   // [{dk, dv}, kv_heads, total_keys, D] summed over row chunks; null where one chunk has all rows
+  float* slabs;              // [slab, {dk, dv}, kUnitKeys, D]
+  float* sums;  // [{dk, dv}, kv_heads, total_keys, D] summed over row chunks; null where one chunk has all rows
 
   constexpr std::int64_t units() const { return block_rows * kv_heads * unit_tiles; }
 };

@@ -1,5 +1,5 @@
-// The first warpgroup of the products of attend_backward where tiles are packed: single threads that have the copy engine
-// bring tiles of query rows and take their dq away, and two warps that copy keys and values.
+// The first warpgroup of the products of attend_backward where tiles are packed: single threads that have the copy
+// engine bring tiles of query rows and take their dq away, and two warps that copy keys and values.
 #pragma once
 
 #include "cuda/sm90/backward_shared.cuh"
@@ -82,7 +82,8 @@ class TileFeeder : public PackedWalk<kDim> {
     if (lane() == 0) {
       const bool masked = unit.keys < kUnitKeys || diagonal < kUnitKeys - 1;
       shared_.headers[stage] = {
-          index, (tile.first ? kFirstTile : 0) | (tile.last ? kLastTile : 0) | (masked ? kMaskedTile : 0), unit.keys, 0};
+          index, (tile.first ? kFirstTile : 0) | (tile.last ? kLastTile : 0) | (masked ? kMaskedTile : 0), unit.keys,
+          0};
       constexpr int kElements = kRows * kDim;
       const std::uint16_t* rows = chunk_.tiles + static_cast<std::uint64_t>(tile.number) * (2 * kElements);
       Barrier* full = &shared_.full[stage];

@@ -156,7 +156,8 @@ class Gatherer {
   __device__ __forceinline__ void move_rows(std::uint32_t place) const {
     if (place == kNoPlace) return;
     store_bulk(static_cast<T*>(chunk_.partials) + static_cast<std::uint64_t>(place) * kDim,
-               shared_address(shared_.query_gradients) + row_of_lane() * GradientRows<kDim, false>::kRowBytes, kDim * 2);
+               shared_address(shared_.query_gradients) + row_of_lane() * GradientRows<kDim, false>::kRowBytes,
+               kDim * 2);
   }
 
   __device__ __forceinline__ void copy_rows(const RowsOf& tensor, int head, int row, std::uint16_t* tile) const {

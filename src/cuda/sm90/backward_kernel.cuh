@@ -1,5 +1,5 @@
-// The products of attend_backward: a persistent kernel, one warpgroup that gathers (or brings packed tiles) and two that
-// multiply.
+// The products of attend_backward: a persistent kernel, one warpgroup that gathers (or brings packed tiles) and two
+// that multiply.
 //
 // For a unit of 128 keys and each tile of R query rows (64 keys of the unit a warpgroup):
 //   S^T = K Q^T, dP^T = V dO^T       [64 keys, R]   accumulators
@@ -7,8 +7,8 @@
 //   dV += P^T dO, dK += dS^T Q       [64 keys, D]   accumulators for the life of the item
 //   dQ = dS K                        [R, D]          dS through shared memory; R / 64 or D / 64 of it a warpgroup
 // dQ of a tile is multiplied under the exponentials of the next. It is complete for the unit's 128 keys; through shared
-// memory it goes to the place of (row, head, slot), added in turn after the units before it in the block (fp32), or to a
-// place of the unit alone (rounded to T), so that nothing is added out of order.
+// memory it goes to the tile's fp32 sums, added in turn after the units before it in the block, or to places of the
+// unit alone (rounded to T), so that nothing is added out of order.
 #pragma once
 
 #include "cuda/device/barrier.cuh"
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
   auto& shared = *reinterpret_cast<BackwardShared<kDim, kTurns>*>(memory);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
-      shared.full[stage].init(kTurns ? 1 : 2 * 128);  // a gathering thread: once for its stores, once for its copies
+      shared.full[stage].init(kTurns ? 1 : 2 * 128);    // a gathering thread: once for its stores, once for its copies
       shared.empty[stage].init(4 * Shape::kConsumers);  // once a warp
     }
     for (int stage = 0; stage < kItemStages; ++stage) {
@@ -46,17 +46,10 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
     give_registers<kTurns ? 24 : 40>();
     if constexpr (kTurns) {
       switch (threadIdx.x / 32) {
-        case 0:
-          TileFeeder<kDim>(chunk, shared).run();
-          break;
-        case 1:
-          KeyFeeder<kDim>(chunk, shared).run(chunk.k, shared.k);
-          break;
-        case 2:
-          KeyFeeder<kDim>(chunk, shared).run(chunk.v, shared.v);
-          break;
-        default:
-          GradientMover<kDim>(chunk, shared).run();
+        case 0: TileFeeder<kDim>(chunk, shared).run(); break;
+        case 1: KeyFeeder<kDim>(chunk, shared).run(chunk.k, shared.k); break;
+        case 2: KeyFeeder<kDim>(chunk, shared).run(chunk.v, shared.v); break;
+        default: GradientMover<kDim>(chunk, shared).run();
       }
     } else {
       Gatherer<T, kDim>(chunk, shared).run();

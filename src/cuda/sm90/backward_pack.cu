@@ -21,9 +21,9 @@ __device__ __forceinline__ void pack_tile(const BackwardChunk& chunk, int head, 
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int of_call = chunk.first_kv_head * chunk.group + head;
   const auto entry_of = [&](int at) {
-    return entries == nullptr ? static_cast<std::uint32_t>(own_row + at) << kSlotBits |
-                                    static_cast<std::uint32_t>(chunk.budget)
-                              : entries[at];
+    return entries == nullptr
+               ? static_cast<std::uint32_t>(own_row + at) << kSlotBits | static_cast<std::uint32_t>(chunk.budget)
+               : entries[at];
   };
   number += static_cast<std::int64_t>(head) * chunk.head_tiles;
   const RowsOf& tensor = lane < 16 ? chunk.q : chunk.dout;
@@ -34,8 +34,8 @@ __device__ __forceinline__ void pack_tile(const BackwardChunk& chunk, int head, 
 #pragma unroll
   for (int i = 0; i < kRows / kWarps; ++i) {
     const int at = i * kWarps + warp;
-    words[i] = at < count ? *reinterpret_cast<const uint4*>(from + static_cast<std::int64_t>(entry_of(at) >> kSlotBits) *
-                                                                       tensor.token_stride)
+    words[i] = at < count ? *reinterpret_cast<const uint4*>(
+                                from + static_cast<std::int64_t>(entry_of(at) >> kSlotBits) * tensor.token_stride)
                           : make_uint4(0, 0, 0, 0);
   }
 #pragma unroll

@@ -54,7 +54,7 @@ struct BackwardShared {
   // dS^T: R / 64 panels of [128 keys, 64 rows]. Two, so that one barrier a tile is enough.
   alignas(1024) std::uint16_t slopes[2][kUnitKeys * Shape::kRows];
   alignas(16) RowTerm terms[Shape::kStages][Shape::kRows];
-  alignas(16) std::int32_t last_keys[Shape::kStages][Shape::kRows];      // the last key of the unit that the row sees
+  alignas(16) std::int32_t last_keys[Shape::kStages][Shape::kRows];       // the last key of the unit that the row sees
   alignas(128) char query_gradients[GradientRows<kDim, kTurns>::kBytes];  // dq of a tile
   TileHeader headers[Shape::kStages];
   Barrier full[Shape::kStages], empty[Shape::kStages];

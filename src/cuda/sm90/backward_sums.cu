@@ -105,8 +105,8 @@ struct RoundedPlaces {
   int units;
 
   __device__ RoundedPlaces(const BackwardChunk& chunk, std::int64_t index, int lane)
-      : first(static_cast<const uint4*>(chunk.partials) +
-              index * (chunk.budget + 1) * chunk.unit_tiles * (kDim / 8) + lane),
+      : first(static_cast<const uint4*>(chunk.partials) + index * (chunk.budget + 1) * chunk.unit_tiles * (kDim / 8) +
+              lane),
         units(chunk.unit_tiles) {}
   __device__ void load(Part& part, int slot, int unit) const {
     part.words = __ldcs(first + static_cast<std::int64_t>(slot * units + unit) * (kDim / 8));
