@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "cuda/batch_tables.h"
 #include "cuda/launch.h"
 #include "cuda/segments.h"
 #include "moba/error.h"
@@ -36,12 +37,12 @@ std::int64_t checked_tokens(const char* argument, std::int64_t tokens) {
 void require_countable(const Slice& slice, const Selection& selection) {
   const std::int64_t budget = selection.budget(), row_stride = selection.blocks.stride[0];
   if (slice.rows <= kMaxSliceRows && budget <= kMaxBudget && row_stride >= 0 && row_stride <= kMaxListRowStride) return;
-  throw Error(ErrorCode::kUnsupported,
-              "selection has budget " + std::to_string(budget) + ", " + std::to_string(slice.rows) +
-                  " rows at a time and a row stride of " + std::to_string(row_stride) +
-                  "; the Hopper kernels take at most " + std::to_string(kMaxBudget) + ", " +
-                  std::to_string(kMaxSliceRows) + " and " + std::to_string(kMaxListRowStride) +
-                  ". Make it contiguous, or use the portable backend.");
+  throw Error(ErrorCode::kUnsupported, "selection has budget " + std::to_string(budget) + ", " +
+                                           std::to_string(slice.rows) + " rows at a time and a row stride of " +
+                                           std::to_string(row_stride) + "; the Hopper kernels take at most " +
+                                           std::to_string(kMaxBudget) + ", " + std::to_string(kMaxSliceRows) + " and " +
+                                           std::to_string(kMaxListRowStride) +
+                                           ". Make it contiguous, or use the portable backend.");
 }
 
 InvertProblem problem_of(const Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
@@ -82,6 +83,21 @@ BlockMap::BlockMap(Context& context, const PackedBatch& batch, std::int64_t tota
                    context.error_word(), block_size, blocks_.size(), blocks_.data());
 }
 
+BatchTables::BatchTables(Context& context, const PackedBatch& batch, std::int64_t total_q, std::int64_t total_k,
+                         std::int64_t block_size)
+    : sequences_{offsets_of(batch.cu_seqlens_q, checked_tokens("q", total_q), batch.max_seqlen_q),
+                 offsets_of(batch.cu_seqlens_k, checked_tokens("k", total_k), batch.max_seqlen_k),
+                 sequences_of(batch),
+                 block_size,
+                 context.error_word(),
+                 nullptr,
+                 nullptr} {
+  if (sequences_.count <= kFewSequences) return;
+  map_.emplace(context, batch, total_q, total_k, block_size);
+  sequences_.table = map_->sequences();
+  sequences_.block_table = map_->blocks();
+}
+
 std::int64_t BlockInverse::bytes(const Slice& slice, std::int64_t budget, std::int64_t block_rows,
                                  std::int64_t item_rows) {
   const std::int64_t bins = slice.lists * block_rows;
@@ -112,9 +128,8 @@ void BlockInverse::build(const Slice& slice) {
   const InvertProblem problem = problem_of(context_, map_, selection_, slice, counts_.data());
   launch_invert_count(stream, problem);
   launch_invert_scan(stream, problem, item_rows_, offsets_.data(), first_item_.data());
-  launch_invert_scatter(stream, problem, offsets_.data(), entries_.data(), nullptr, 0);
-  launch_work_items(stream, bins_, map_.block_rows(), item_rows_, offsets_.data(), first_item_.data(), map_.blocks(),
-                    items_.data());
+  const ItemsProblem items{item_rows_, first_item_.data(), map_.blocks(), items_.data()};
+  launch_invert_scatter(stream, problem, offsets_.data(), entries_.data(), nullptr, 0, &items);
 }
 
 void BlockInverse::build_pairs(Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
@@ -128,7 +143,7 @@ void BlockInverse::build_pairs(Context& context, const BlockMap& map, const Sele
   launch_invert_count(stream, problem);
   launch_invert_scan(stream, problem, 1, offsets, nullptr);
   launch_invert_scatter(stream, problem, offsets, nullptr, inverse.entries.as<std::int32_t>(),
-                        inverse.entries.stride[0]);
+                        inverse.entries.stride[0], nullptr);
 }
 
 }  // namespace moba::cuda

@@ -1,5 +1,5 @@
-// The best blocks of the rows of an accumulator tile, exactly, for any k. Few warps share a multiprocessor here, so what
-// counts is latency: entries are read several at a time, and the two rows of a thread go side by side.
+// The best blocks of the rows of an accumulator tile, exactly, for any k. Few warps share a multiprocessor here, so
+// what counts is latency: entries are read several at a time, and the two rows of a thread go side by side.
 #pragma once
 
 #include <cstdint>

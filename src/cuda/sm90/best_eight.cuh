@@ -1,5 +1,5 @@
-// The best blocks of the rows of an accumulator tile, exactly, for k up to 8: a lane's queue fits its registers, so what
-// is done between tiles and at the end is one read of the queues and networks.
+// The best blocks of the rows of an accumulator tile, exactly, for k up to 8: a lane's queue fits its registers, so
+// what is done between tiles and at the end is one read of the queues and networks.
 #pragma once
 
 #include <cstdint>

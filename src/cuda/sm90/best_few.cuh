@@ -1,5 +1,5 @@
-// The best one or two blocks of the rows of an accumulator tile, exactly: each lane keeps the best two of its own columns
-// in registers, and the four lanes of a row put theirs together at the end.
+// The best one or two blocks of the rows of an accumulator tile, exactly: each lane keeps the best two of its own
+// columns in registers, and the four lanes of a row put theirs together at the end.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,9 @@ class BestFew {
     }
   }
 
-  __device__ __forceinline__ bool settles(int index) const { return index > 0; }
+  __device__ __forceinline__ bool settles(int index) const {
+    return index > 0;
+  }
   /// Scores at or below the k-th best of the quad so far cannot be chosen any more.
   __device__ __forceinline__ void settle() {
 #pragma unroll
@@ -52,8 +54,8 @@ class BestFew {
     std::uint32_t mask[2];
     passing<kColumns>(scores, threshold_, tile, mask);
     sweep<kColumns>(
-        scores, mask, stage_, tile.first, [](const int (&)[2]) {},
-        [&](const float (&score)[2], const std::int32_t (&column)[2]) {
+        scores, mask, stage_, tile.first, [](const int(&)[2]) {},
+        [&](const float(&score)[2], const std::int32_t(&column)[2]) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             // Columns ascend, so an equal score comes after those that are there.

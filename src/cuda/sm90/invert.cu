@@ -1,6 +1,6 @@
-// invert: row -> blocks into block -> rows by counting, in row order. A block of threads owns a run of rows of one list (a
-// segment): count each segment, sum over the segments, then sort the entries of a segment by block in shared memory, so
-// that each block's rows leave as a run of whole lines.
+// invert: row -> blocks into block -> rows by counting, in row order. A block of threads owns a run of rows of one list
+// (a segment): count each segment, sum over the segments, then sort the entries of a segment by block in shared memory,
+// so that each block's rows leave as a run of whole lines.
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
@@ -20,17 +20,17 @@ constexpr std::int64_t kCountWindow = 4160, kScatterWindow = 2080;
 /// What a block of threads works on.
 struct Task {
   std::int64_t list, window;
-  std::int64_t bins;                   // of the window
-  std::int64_t first_row, rows;        // of the segment, in the slice
-  std::uint32_t* counts;               // of the segment, at the window's first bin
+  std::int64_t bins;             // of the window
+  std::int64_t first_row, rows;  // of the segment, in the slice
+  std::uint32_t* counts;         // of the segment, at the window's first bin
 };
 
 template <std::int64_t kWindow>
-__device__ __forceinline__ Task find_task(const InvertProblem& problem) {
+__device__ __forceinline__ Task find_task(const InvertProblem& problem, std::uint32_t number) {
   Task task;
   // Lists first: neighbours then read the same rows of the selection, whose lists share cache lines.
-  task.list = blockIdx.x % problem.lists;
-  const std::int64_t segment = blockIdx.x / problem.lists;
+  const std::uint32_t lists = static_cast<std::uint32_t>(problem.lists), segment = number / lists;
+  task.list = number - segment * lists;
   task.window = static_cast<std::int64_t>(blockIdx.y) * kWindow;
   task.bins = min(kWindow, problem.block_rows - task.window);
   task.first_row = segment * problem.segment_rows;
@@ -43,14 +43,14 @@ template <int kListed>
 __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4) invert_count_kernel(InvertProblem problem) {
   extern __shared__ std::uint32_t shared[];  // [bins]
   wait_for_launches_before();
-  const Task task = find_task<kCountWindow>(problem);
+  const Task task = find_task<kCountWindow>(problem, blockIdx.x);
   for (std::int64_t bin = threadIdx.x; bin < task.bins; bin += kThreads) shared[bin] = 0;
   __syncthreads();
   const std::int64_t part = problem.segment_rows / kWarps, first = threadIdx.x / 32 * part;
   const Places<kListed> places(problem);
   walk_list<true>(problem, places, task.list, task.first_row + first, min(part, task.rows - first),
                   static_cast<std::int32_t>(task.window), static_cast<std::int32_t>(task.bins),
-                  [&](const std::int32_t (&bins)[kListed], std::uint32_t) {
+                  [&](const std::int32_t(&bins)[kListed], std::uint32_t) {
 #pragma unroll
                     for (const std::int32_t bin : bins) {
                       if (bin >= 0) atomicAdd(shared + bin, 1u);
@@ -150,8 +150,8 @@ std::int64_t batch_rows_for(const InvertProblem& problem) {
   return rows;
 }
 
-/// Tables of a block of threads in shared memory, for a window of bins and so many entries. `stride`: bins, rounded up so
-/// that every table can be filled 16 bytes at a time.
+/// Tables of a block of threads in shared memory, for a window of bins and so many entries. `stride`: bins, rounded up
+/// so that every table can be filled 16 bytes at a time.
 struct SortTables {
   std::uint32_t* place;   // [stride]: of the batch's first entry, counted from the list's first
   std::uint32_t* shift;   // [stride]: from a place among the batch's sorted entries to that of the list
@@ -179,13 +179,15 @@ struct SortTables {
 
 /// 16 bytes at a time, by all threads of the block.
 __device__ __forceinline__ void fill_zeros(void* shared, std::int32_t bytes) {
-  for (std::int32_t i = threadIdx.x; i < bytes / 16; i += kThreads) static_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
+  for (std::int32_t i = threadIdx.x; i < bytes / 16; i += kThreads)
+    static_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
 }
 
 /// `before` holds the counts of each warp and becomes their places among the sorted entries, which lie by bin, then by
 /// warp; `place` moves on to the next batch. Returns the number of entries. All threads of the block.
 __device__ __forceinline__ std::uint32_t find_places(const SortTables& tables, std::int32_t bins) {
-  const std::int32_t each = (bins + kThreads - 1) / kThreads, begin = min(bins, static_cast<std::int32_t>(threadIdx.x) * each);
+  const std::int32_t each = (bins + kThreads - 1) / kThreads,
+                     begin = min(bins, static_cast<std::int32_t>(threadIdx.x) * each);
   const std::int32_t end = min(bins, begin + each), stride = tables.stride;
   std::uint32_t mine = 0;
   for (std::int32_t bin = begin; bin < end; ++bin) {
@@ -208,24 +210,47 @@ __device__ __forceinline__ std::uint32_t find_places(const SortTables& tables, s
   return scan.total;
 }
 
+/// By the first `blocks` blocks of threads of the grid: the work items of all bins, a warp for one at a time. A block
+/// of keys that every row chose has as many items as all others together.
+__device__ void list_items(const ItemsProblem& problem, std::int64_t bins, std::int64_t block_rows,
+                           const std::int64_t* offsets, int blocks) {
+  const int lane = threadIdx.x % 32;
+  for (std::int64_t bin = blockIdx.x * kWarps + threadIdx.x / 32; bin < bins; bin += blocks * kWarps) {
+    const std::int64_t begin = offsets[bin], end = offsets[bin + 1];
+    const std::int64_t list = bin / block_rows;
+    const std::int32_t block_row = static_cast<std::int32_t>(bin - list * block_rows);
+    const BlockSpan block = problem.blocks[block_row];
+    std::int64_t at = begin + lane * problem.item_rows;
+    for (std::int64_t i = problem.first_item[bin] + lane; at < end; i += 32, at += 32 * problem.item_rows) {
+      problem.items[i] = {at,
+                          block.first_key,
+                          static_cast<std::int32_t>(min(problem.item_rows, end - at)),
+                          block.keys,
+                          static_cast<std::int32_t>(list),
+                          block_row};
+    }
+  }
+}
+
 template <int kListed>
-__global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
     invert_scatter_kernel(InvertProblem problem, std::int32_t batch_rows, const std::int64_t* offsets,
-                          std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride) {
+                          std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride, ItemsProblem items,
+                          int item_blocks) {
   extern __shared__ std::uint32_t shared[];
   wait_for_launches_before();
-  const Task task = find_task<kScatterWindow>(problem);
+  if (static_cast<int>(blockIdx.x) < item_blocks) {
+    if (blockIdx.y == 0)
+      list_items(items, problem.lists * problem.block_rows, problem.block_rows, offsets, item_blocks);
+    return;
+  }
+  const Task task = find_task<kScatterWindow>(problem, blockIdx.x - item_blocks);
   const std::int32_t window = static_cast<std::int32_t>(task.window), bins = static_cast<std::int32_t>(task.bins);
   const std::uint32_t budget = static_cast<std::uint32_t>(problem.budget);
   const SortTables tables(shared, bins, batch_rows * static_cast<std::int32_t>(budget));
   const std::int64_t first_bin = task.list * problem.block_rows;
   // Within one list 32 bits count all entries: see kMaxSliceRows.
   const std::int64_t base = offsets[first_bin];
-  for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
-    tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + window + bin] - base) + task.counts[bin];
-  }
-  fill_zeros(tables.rows, kWarps * tables.stride * 4);
-
   const int warp = threadIdx.x / 32;
   const std::uint32_t lane = threadIdx.x % 32;
   const Places<kListed> places(problem);
@@ -234,6 +259,10 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4)
   std::uint16_t* const before = tables.before + warp * tables.stride;
   std::uint32_t* const counts = reinterpret_cast<std::uint32_t*>(before);
   std::uint16_t* const bin_of = tables.bin_of + warp * part * budget;
+  for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
+    tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + window + bin] - base) + task.counts[bin];
+  }
+  fill_zeros(tables.rows, kWarps * tables.stride * 4);
   for (std::int64_t batch = 0; batch < task.rows; batch += batch_rows) {
     fill_zeros(tables.before, kWarps * tables.stride * 2);
     __syncthreads();
@@ -241,7 +270,7 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4)
     const std::uint32_t part_rows =
         static_cast<std::uint32_t>(max(std::int64_t{0}, min(std::int64_t{part}, task.rows - batch - warp * part)));
     walk_list<false>(problem, places, task.list, task.first_row + batch + warp * part, part_rows, window, bins,
-                     [&](const std::int32_t (&listed)[kListed], std::uint32_t first_row) {
+                     [&](const std::int32_t(&listed)[kListed], std::uint32_t first_row) {
 #pragma unroll
                        for (int u = 0; u < kListed; ++u) {
                          const std::int32_t bin = listed[u];
@@ -299,28 +328,6 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4)
   }
 }
 
-__global__ void work_items_kernel(std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
-                                  const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
-                                  WorkItem* items) {
-  wait_for_launches_before();
-  // A warp for each bin: a block that every row chose has as many items as all others together.
-  const std::int64_t bin = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-  if (bin >= bins) return;
-  const std::int64_t begin = offsets[bin], end = offsets[bin + 1];
-  const std::int64_t list = bin / block_rows;
-  const std::int32_t block_row = static_cast<std::int32_t>(bin - list * block_rows);
-  const BlockSpan block = blocks[block_row];
-  std::int64_t at = begin + (threadIdx.x % 32) * item_rows;
-  for (std::int64_t i = first_item[bin] + threadIdx.x % 32; at < end; i += 32, at += 32 * item_rows) {
-    items[i] = {at,
-                block.first_key,
-                static_cast<std::int32_t>(min(item_rows, end - at)),
-                block.keys,
-                static_cast<std::int32_t>(list),
-                block_row};
-  }
-}
-
 dim3 walk_grid(const InvertProblem& problem, std::int64_t window) {
   return dim3(static_cast<unsigned>(problem.lists * problem.segments),
               static_cast<unsigned>((problem.block_rows + window - 1) / window));
@@ -345,7 +352,8 @@ void launch_invert_count(cudaStream_t stream, const InvertProblem& problem) {
   if (grid.x == 0 || grid.y == 0) return;
   const std::int64_t shared_bytes = std::min(kCountWindow, problem.block_rows) * 4;
   dispatch_listed(problem.budget, [&]<int kListed>() {
-    launch_dependent(invert_count_kernel<kListed>, "invert_count_kernel", grid, kThreads, shared_bytes, stream, problem);
+    launch_dependent(invert_count_kernel<kListed>, "invert_count_kernel", grid, kThreads, shared_bytes, stream,
+                     problem);
   });
 }
 
@@ -366,25 +374,24 @@ void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::
 }
 
 void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, const std::int64_t* offsets,
-                           std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride) {
-  const dim3 grid = walk_grid(problem, kScatterWindow);
+                           std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride,
+                           const ItemsProblem* items) {
+  dim3 grid = walk_grid(problem, kScatterWindow);
   if (grid.x == 0 || grid.y == 0) return;
+  // Among the first, so that they run beside all others; a few on each multiprocessor.
+  constexpr std::int64_t kMostItemBlocks = 264;
+  const std::int64_t bins = problem.lists * problem.block_rows;
+  const int item_blocks =
+      items == nullptr ? 0 : static_cast<int>(std::min(kMostItemBlocks, (bins + kWarps - 1) / kWarps));
+  grid.x += static_cast<unsigned>(item_blocks);
   const std::int64_t batch_rows = batch_rows_for(problem);
   const std::int64_t shared_bytes =
       SortTables::bytes(std::min(kScatterWindow, problem.block_rows), batch_rows * problem.budget);
   dispatch_listed(problem.budget, [&]<int kListed>() {
     launch_dependent(invert_scatter_kernel<kListed>, "invert_scatter_kernel", grid, kThreads, shared_bytes, stream,
-                     problem, static_cast<std::int32_t>(batch_rows), offsets, entries, pairs, pair_stride);
+                     problem, static_cast<std::int32_t>(batch_rows), offsets, entries, pairs, pair_stride,
+                     items == nullptr ? ItemsProblem{} : *items, item_blocks);
   });
-}
-
-void launch_work_items(cudaStream_t stream, std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
-                       const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
-                       WorkItem* items) {
-  if (bins == 0) return;
-  constexpr int kWarpsEach = 8;
-  launch_dependent(work_items_kernel, "work_items_kernel", static_cast<unsigned>((bins + kWarpsEach - 1) / kWarpsEach),
-                   32 * kWarpsEach, 0, stream, bins, block_rows, item_rows, offsets, first_item, blocks, items);
 }
 
 }  // namespace moba::cuda

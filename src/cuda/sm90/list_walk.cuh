@@ -28,8 +28,8 @@ __device__ __forceinline__ RowRun run_of_row(const InvertProblem& problem, std::
           problem.divide.quotient(static_cast<std::int32_t>(sequence.k_begin)) + static_cast<std::int32_t>(s)};
 }
 
-/// Where a lane's entries of a walk stand: entry u is number 32 * u + lane of as many whole rows as 32 * kListed entries
-/// hold, at most 32.
+/// Where a lane's entries of a walk stand: entry u is number 32 * u + lane of as many whole rows as 32 * kListed
+/// entries hold, at most 32.
 template <int kListed>
 struct Places {
   std::uint32_t rows;           // of a step
@@ -62,9 +62,9 @@ struct Places {
 /// [first, first + rows) of the slice; bins of the block rows [window, window + bins). kReport: entries that may not be
 /// attended set a bit of the error word.
 template <bool kReport, int kListed, class Use>
-__device__ __forceinline__ void walk_list(const InvertProblem& problem, const Places<kListed>& places, std::int64_t list,
-                                          std::int64_t first, std::int64_t rows, std::int32_t window, std::int32_t bins,
-                                          Use&& use) {
+__device__ __forceinline__ void walk_list(const InvertProblem& problem, const Places<kListed>& places,
+                                          std::int64_t list, std::int64_t first, std::int64_t rows, std::int32_t window,
+                                          std::int32_t bins, Use&& use) {
   constexpr unsigned kAll = 0xffffffffu;
   if (rows <= 0) return;
   const std::uint32_t lane = threadIdx.x % 32;

@@ -23,10 +23,10 @@ inline constexpr int kWarpStageBytes = kStagedPositions / 2 * static_cast<int>(k
 
 /// What a lane's two rows may choose of a tile, counted from the lane's first column.
 struct TileColumns {
-  std::int32_t first;              // the lane's first column, counted in blocks of the sequence
-  std::int32_t begin[2], end[2];   // of each row, possibly outside of the tile
-  std::int32_t count;              // columns below the farthest end of the warp's rows; the same in all lanes
-  bool whole;                      // every row of the warp may choose every column; the same in all lanes
+  std::int32_t first;             // the lane's first column, counted in blocks of the sequence
+  std::int32_t begin[2], end[2];  // of each row, possibly outside of the tile
+  std::int32_t count;             // columns below the farthest end of the warp's rows; the same in all lanes
+  bool whole;                     // every row of the warp may choose every column; the same in all lanes
 };
 
 constexpr int column_of(int position) {
@@ -42,7 +42,8 @@ __device__ __forceinline__ std::uint32_t positions_below(std::int32_t column) {
   constexpr int kPositions = kColumns / 4;
   const std::int32_t at = max(column, 0);
   const std::int32_t count = min(2 * (at / 8) + min(at % 8, 2), kPositions);
-  return (0xffffffffu >> (32 - kPositions)) & ~__funnelshift_rc(0xffffffffu >> (32 - kPositions), 0u, static_cast<unsigned>(count));
+  return (0xffffffffu >> (32 - kPositions)) &
+         ~__funnelshift_rc(0xffffffffu >> (32 - kPositions), 0u, static_cast<unsigned>(count));
 }
 
 /// The positions whose scores are above their row's threshold: never a NaN.
@@ -105,8 +106,8 @@ __device__ __forceinline__ void group_maxima(const float (&scores)[kScores], con
   }
 }
 
-/// The same for the groups that the tile's columns fill best: of as many positions as the tile has for each, or of fewer
-/// where few columns count.
+/// The same for the groups that the tile's columns fill best: of as many positions as the tile has for each, or of
+/// fewer where few columns count.
 template <int kColumns>
 __device__ __forceinline__ void best_maxima(const float (&scores)[kColumns / 2], const TileColumns& tile, int i,
                                             float (&maxima)[kSorted]) {
@@ -119,9 +120,9 @@ __device__ __forceinline__ void best_maxima(const float (&scores)[kColumns / 2],
   }
 }
 
-/// Calls begin(counts of the lane's passing scores of both rows) for 64 columns at a time where some lane has one, then, as
-/// long as a lane has one left, take(scores, columns) with the next of each row, -inf where none is left; columns ascend.
-/// All lanes together. `stage`: shared address of the lane's first 16 bytes of its warp's stage.
+/// Calls begin(counts of the lane's passing scores of both rows) for 64 columns at a time where some lane has one,
+/// then, as long as a lane has one left, take(scores, columns) with the next of each row, -inf where none is left;
+/// columns ascend. All lanes together. `stage`: shared address of the lane's first 16 bytes of its warp's stage.
 template <int kColumns, class Begin, class Take>
 __device__ __forceinline__ void sweep(const float (&scores)[kColumns / 2], const std::uint32_t (&mask)[2],
                                       std::uint32_t stage, std::int32_t first_column, Begin&& begin, Take&& take) {

@@ -44,8 +44,8 @@ class ScoreQueues {
     }
   }
 
-  /// Whether settle() is worth its time before tile `index` is taken in, while its scores are not there yet: it raises the
-  /// thresholds to what the tiles so far allow. After the second, fourth, eighth ... tile.
+  /// Whether settle() is worth its time before tile `index` is taken in, while its scores are not there yet: it raises
+  /// the thresholds to what the tiles so far allow. After the second, fourth, eighth ... tile.
   __device__ __forceinline__ bool settles(int index) const {
     return index >= 2 && (index & (index - 1)) == 0 && bounded();
   }
@@ -73,7 +73,7 @@ class ScoreQueues {
     bool crowded = false;
     sweep<kColumns>(
         scores, mask, stage_, tile.first,
-        [&](const int (&counts)[2]) {
+        [&](const int(&counts)[2]) {
           bool full = false;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -81,8 +81,9 @@ class ScoreQueues {
           }
           crowded = __any_sync(kAllLanes, full);
         },
-        [&](const float (&score)[2], const std::int32_t (&column)[2]) {
-          if (crowded && __any_sync(kAllLanes, end_[0] - begin_[0] > limit_ || end_[1] - begin_[1] > limit_)) tighten(false);
+        [&](const float(&score)[2], const std::int32_t(&column)[2]) {
+          if (crowded && __any_sync(kAllLanes, end_[0] - begin_[0] > limit_ || end_[1] - begin_[1] > limit_))
+            tighten(false);
 #pragma unroll
           for (int i = 0; i < 2; ++i) push_above<kEntryStride>(score[i], threshold_[i], column[i], end_[i]);
         });
@@ -91,40 +92,47 @@ class ScoreQueues {
  protected:
   static constexpr int kBounded = kMost < kMostBounded ? kMost : kMostBounded;
   /// Whether a bound of the k-th best score comes from sorted runs.
-  __device__ __forceinline__ bool bounded() const { return kMost <= kMostBounded || k_ <= kMostBounded; }
+  __device__ __forceinline__ bool bounded() const {
+    return kMost <= kMostBounded || k_ <= kMostBounded;
+  }
 
-  /// Raises the thresholds and frees at least one place in every queue. `between_tiles`: not in the middle of one, where
-  /// a column may be still to come that is lower than one that has come, with the score of the new bound.
+  /// Raises the thresholds and frees at least one place in every queue. `between_tiles`: not in the middle of one,
+  /// where a column may be still to come that is lower than one that has come, with the score of the new bound.
   __device__ __forceinline__ void tighten(bool between_tiles) {
-#pragma unroll 1
+#pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::uint32_t from[1] = {i == 0 ? begin_[0] : begin_[1]};
-      std::uint32_t to[1] = {i == 0 ? end_[0] : end_[1]};
-      float bound[1] = {minus_infinity()};
-      if (bounded()) {
-        bounds<1>(from, to, bound);
-        drop_below<1>(from, to, bound);
-      }
-      while (to[0] - from[0] > limit_) to[0] = drop_worst(from[0], to[0]);
-      if (!bounded()) {
-        float least = minus_infinity();
-        if (to[0] - from[0] >= static_cast<std::uint32_t>(k_) * kEntryStride) {
-          least = load_entry(from[0]).score;
-          for (std::uint32_t at = from[0]; at != to[0]; at += kEntryStride) least = fminf(least, load_entry(at).score);
-        }
-        __syncwarp();
-        bound[0] = quad_max(least);
-      }
-      const float raised = between_tiles ? bound[0] : below(bound[0]);
-      if (i == 0) {
-        end_[0] = to[0];
-        threshold_[0] = fmaxf(threshold_[0], raised);
-      } else {
-        end_[1] = to[0];
-        threshold_[1] = fmaxf(threshold_[1], raised);
+      const Tightened row = tighten_row(begin_[i], end_[i], limit_, k_);
+      end_[i] = row.end;
+      threshold_[i] = fmaxf(threshold_[i], between_tiles ? row.bound : below(row.bound));
+    }
+  }
+
+  struct Tightened {
+    std::uint32_t end;
+    float bound;
+  };
+  /// Of one row. Not inlined: it is rare, and would stand in the middle of what is not.
+  __device__ __noinline__ static Tightened tighten_row(std::uint32_t from, std::uint32_t to, std::uint32_t limit,
+                                                       int k) {
+    ScoreQueues queues;
+    queues.k_ = k;
+    float bound[1] = {minus_infinity()};
+    if (queues.bounded()) {
+      queues.template bounds<1>(&from, &to, bound);
+      drop_below<1>(&from, &to, bound);
+    }
+    while (to - from > limit) to = drop_worst(from, to);
+    if (!queues.bounded()) {
+      float least = minus_infinity();
+      if (to - from >= static_cast<std::uint32_t>(k) * kEntryStride) {
+        least = load_entry(from).score;
+        for (std::uint32_t at = from; at != to; at += kEntryStride) least = fminf(least, load_entry(at).score);
       }
       __syncwarp();
+      bound[0] = quad_max(least);
     }
+    __syncwarp();
+    return {to, bound[0]};
   }
 
   /// Lower bounds of the k-th best scores that the quads hold, of kRows rows; the very scores for k_ <= kSorted.

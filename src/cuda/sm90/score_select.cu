@@ -10,6 +10,7 @@
 #include "cuda/sm90/best_blocks.cuh"
 #include "cuda/sm90/best_eight.cuh"
 #include "cuda/sm90/best_few.cuh"
+#include "cuda/sm90/few_sequences.cuh"
 #include "cuda/sm90/query_rows.cuh"
 #include "cuda/sm90/row_tile.cuh"
 
@@ -32,8 +33,9 @@ struct Registers<4> {
   static constexpr int kChoosing = 112, kCopying = 32;  // of 96
 };
 
-// What a block of threads may have on this architecture, less the barriers and the alignment of the ring.
-constexpr int kSharedBytes = 227 * 1024 - 2048;
+// What a block of threads may have on this architecture, less the barriers, few sequences and the alignment of the
+// ring.
+constexpr int kSharedBytes = 227 * 1024 - 3072;
 
 struct Shape {
   int groups, stages, row_tiles;
@@ -41,11 +43,12 @@ struct Shape {
   int k;  // slots that are left for free choice
 };
 
-/// By one warp. Rows that no sequence holds have an empty list; they lie between the end of one sequence and the begin of the next.
-__device__ void clear_keyless_rows(const SelectProblem& problem) {
-  for (std::int64_t s = blockIdx.x; s <= problem.sequence_count; s += gridDim.x) {
-    const std::int64_t begin = s == 0 ? 0 : problem.sequences[s - 1].q_begin + problem.sequences[s - 1].q_length;
-    const std::int64_t end = s == problem.sequence_count ? problem.rows : problem.sequences[s].q_begin;
+/// By one warp. Rows that no sequence holds have an empty list; they lie between the end of one sequence and the begin
+/// of the next.
+__device__ void clear_keyless_rows(const SelectProblem& problem, const SequenceSpan* sequences) {
+  for (std::int64_t s = blockIdx.x; s <= problem.batch.count; s += gridDim.x) {
+    const std::int64_t begin = s == 0 ? 0 : sequences[s - 1].q_begin + sequences[s - 1].q_length;
+    const std::int64_t end = s == problem.batch.count ? problem.rows : sequences[s].q_begin;
     for (std::int64_t row = begin; row < end; ++row) {
       for (std::int64_t at = threadIdx.x % 32; at < problem.lists * problem.budget; at += 32) {
         problem.blocks[row * problem.row_stride + at / problem.budget * problem.list_stride + at % problem.budget] = -1;
@@ -81,6 +84,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
   extern __shared__ std::uint8_t raw[];
   __shared__ Barrier full[kMostStages], empty[kMostStages], item_full[kItemSlots], item_empty[kItemSlots];
   __shared__ Item items[kItemSlots];
+  __shared__ SequenceSpan few[kFewSequences + 1];
   constexpr int kColumns = Chooser::kColumns, kStageBytes = kColumns * kDim * 2;
   constexpr int kSwizzleAtom = 1024;
   std::uint8_t* const ring = raw + (kSwizzleAtom - shared_address(raw) % kSwizzleAtom) % kSwizzleAtom;
@@ -120,7 +124,15 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
 
   if (warp >= 4 * shape.groups) {
     give_registers<Registers<Chooser::kGroups>::kCopying>();
-    if (warp == 4 * shape.groups + 1) clear_keyless_rows(problem);
+    // Of the four warps here, one copies and one clears.
+    const SequenceSpan* sequences = problem.batch.table;
+    if (sequences == nullptr && warp <= 4 * shape.groups + 1) {
+      constexpr int kBarrier = 1;
+      if (warp == 4 * shape.groups) few[lane] = span_of_lane(problem.batch, blockIdx.x == 0);
+      named_sync(kBarrier, 64);
+      sequences = few;
+    }
+    if (warp == 4 * shape.groups + 1) clear_keyless_rows(problem, sequences);
     if (warp == 4 * shape.groups) {
       if (lane == 0) prefetch_map(&problem.representatives);
       // The last rows have the most past, so tiles go from the last to the first: the longest items begin first.
@@ -129,7 +141,9 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
         const bool more = item < static_cast<std::uint32_t>(shape.items);
         const int list = static_cast<int>(item % lists);
         RowTile tile{};
-        if (more) tile = find_tile(problem, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows, kColumns);
+        if (more)
+          tile =
+              find_tile(problem, sequences, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows, kColumns);
         if (more && tile.first_row >= tile.end_row) continue;
         item_empty[slot.stage].wait(slot.parity ^ 1u);
         if (lane == 0) {
@@ -169,7 +183,9 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
       return item;
     };
     const auto first_row = [&](const Item& item) { return item.tile.first_row + group * kGroupRows + warp % 4 * 16; };
-    const auto scores_any = [&](const Item& item) { return shape.k > 0 && item.list >= 0 && item.tile.column_tiles > 0; };
+    const auto scores_any = [&](const Item& item) {
+      return shape.k > 0 && item.list >= 0 && item.tile.column_tiles > 0;
+    };
     const auto fetch = [&](const Item& item) {
       if (heads_of_list > 1 || !scores_any(item)) return;
       fetch_rows<T, kDim>(my_stage, problem, first_row(item), item.tile.end_row, item.list);
@@ -210,8 +226,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
               hold_registers(query);
               hold_registers(scores);
               wgmma_fence();
-              wgmma_tiles<T, kColumns, kDim / 16, Major::K>(scores, query, tile_b, kColumns,
-                                                                  kv + inner > 0);
+              wgmma_tiles<T, kColumns, kDim / 16, Major::K>(scores, query, tile_b, kColumns, kv + inner > 0);
               wgmma_commit();
               wgmma_wait<0>();
               hold_registers(scores);
@@ -281,11 +296,12 @@ Shape shape_of(const SelectProblem& problem, int k) {
   shape.k = k;
   const int stage_bytes = Chooser::kColumns * static_cast<int>(problem.head_dim) * 2;
   constexpr int kFewestStages = 2;
-  shape.groups = std::clamp((kSharedBytes - kFewestStages * stage_bytes) / group_bytes<Chooser>(k), 1, Chooser::kGroups);
+  shape.groups =
+      std::clamp((kSharedBytes - kFewestStages * stage_bytes) / group_bytes<Chooser>(k), 1, Chooser::kGroups);
   shape.stages =
       std::clamp((kSharedBytes - shape.groups * group_bytes<Chooser>(k)) / stage_bytes, kFewestStages, kMostStages);
   const std::int64_t tile_rows = shape.groups * kGroupRows;
-  shape.row_tiles = static_cast<int>(problem.rows / tile_rows + problem.sequence_count);
+  shape.row_tiles = static_cast<int>(problem.rows / tile_rows + problem.batch.count);
   shape.items = static_cast<std::int32_t>(shape.row_tiles * problem.lists);
   return shape;
 }
