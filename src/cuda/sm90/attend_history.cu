@@ -2,11 +2,12 @@
 //
 // A work item is a block and some of the rows that chose it; thread blocks take one after the other from a counter. Its
 // rows are taken 128 at a time: three warps gather them with 16-byte copies, up to three tiles ahead, another orders K
-// and V of the block from the copy engine; two warpgroups multiply, 64 rows each. A block that fits one tile of keys stays in shared memory for all tiles of the
-// item; a larger one streams through a ring once for every 128 rows. To the multiplying warpgroups all this is one
-// sequence of steps (a tile of rows, a tile of keys): the product S = Q K^T of a step runs beside O += P V of the one
-// before, across tiles and items, and the two warpgroups take turns so that one's exponentials hide behind the
-// other's products.
+// and V of the block from the copy engine; two warpgroups multiply, 64 rows each. A block that fits one tile of keys
+// stays in shared memory for all tiles of the item; a larger one streams through a ring once for every 128 rows. To the
+// multiplying warpgroups all this is one sequence of steps (a tile of rows, a tile of keys), across tiles and items:
+// the product S = Q K^T of a step runs beside the stores or the scaling that the step before left, O += P V of the step
+// before beside the exponentials of this one, and the two warpgroups take turns so that one's exponentials hide behind
+// the other's products.
 #include <algorithm>
 
 #include "cuda/attend.h"

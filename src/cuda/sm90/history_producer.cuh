@@ -85,8 +85,8 @@ struct Lookup {
   /// Where the row lies in q, in pieces of 16 bytes; anywhere for none: what becomes of it is not stored.
   __device__ __forceinline__ std::uint32_t source(const HistoryArgs& args) const {
     if (entry == kNone) return 0;
-    const std::int64_t at = (args.partials.first_row + (entry >> kSlotBits)) * args.q_row_stride +
-                            head * args.q_head_stride;
+    const std::int64_t at =
+        (args.partials.first_row + (entry >> kSlotBits)) * args.q_row_stride + head * args.q_head_stride;
     return static_cast<std::uint32_t>(at / 8);
   }
   /// Where its partial result goes.
