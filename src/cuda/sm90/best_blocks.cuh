@@ -12,7 +12,6 @@ namespace moba::cuda {
 /// The choice of one warp for its 16 rows (two of each thread), over one item.
 class BestBlocks : public ScoreQueues<static_cast<int>(kMaxBudget), 64> {
  public:
-  static constexpr bool kTwice = false;  // products are made twice: for a bound, and then to choose
   static constexpr int kGroups = 4;  // warpgroups of a block of threads
   __device__ __forceinline__ void settle() { tighten(true); }
 

@@ -11,42 +11,13 @@ namespace moba::cuda {
 /// The choice of one warp for its 16 rows (two of each thread), over one item. See BestBlocks.
 class BestEight : public ScoreQueues<kSorted, 128> {
  public:
-  static constexpr bool kTwice = true;  // products are made twice: for a bound, and then to choose
   static constexpr int kGroups = 3;  // warpgroups of a block of threads
-  __device__ __forceinline__ void start(std::uint32_t queues, std::uint32_t stage, int thread, int k) {
-    ScoreQueues::start(queues, stage, thread, k);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (float& high : highest_[i]) high = minus_infinity();
+  __device__ __forceinline__ void settle() {
+    if (few()) {
+      settle_of<kSorted>();
+    } else {
+      settle_of<kEntries>();
     }
-  }
-  /// Before anything is taken in: a tile's greatest scores of each of eight groups of a lane's columns.
-  __device__ __forceinline__ void look(float (&scores)[kColumns / 2], const TileColumns& tile) {
-    if (!tile.whole) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const std::uint32_t allowed = positions_below<kColumns>(tile.end[i]) & ~positions_below<kColumns>(tile.begin[i]);
-#pragma unroll
-        for (int p = 0; p < kColumns / 4; ++p) {
-          float& score = scores[score_of(p, i)];
-          if ((allowed >> (kColumns / 4 - 1 - p) & 1u) == 0) score = minus_infinity();
-        }
-      }
-    }
-#pragma unroll
-    for (int p = 0; p < kColumns / 4; ++p) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) highest_[i][p % kSorted] = fmaxf(highest_[i][p % kSorted], scores[score_of(p, i)]);
-    }
-  }
-  /// After all tiles have been looked at: the thresholds, just below the k-th best of the groups' greatest.
-  __device__ __forceinline__ void bound() {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) sort_eight(highest_[i]);
-    kth_of_quads(highest_, k_, threshold_);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) threshold_[i] = below(threshold_[i]);
   }
 
   template <class Use>
@@ -59,7 +30,6 @@ class BestEight : public ScoreQueues<kSorted, 128> {
   }
 
  private:
-  float highest_[2][kSorted];
   static constexpr int kEntries = capacity(kSorted);
   static constexpr std::int32_t kNone = 0x7fffffff;
 
@@ -67,6 +37,19 @@ class BestEight : public ScoreQueues<kSorted, 128> {
   __device__ __forceinline__ bool few() const {
     const std::uint32_t longest = max(end_[0] - begin_[0], end_[1] - begin_[1]);
     return !__any_sync(kAllLanes, longest > kSorted * kEntryStride);
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void settle_of() {
+    Entry entries[2][kCount];
+    kth(entries, threshold_);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float bound = below(threshold_[i]);
+      end_[i] = begin_[i];
+#pragma unroll
+      for (const Entry& entry : entries[i]) push_above<kEntryStride>(entry.score, bound, entry.column, end_[i]);
+    }
   }
 
   template <int kCount, class Use>

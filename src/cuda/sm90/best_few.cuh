@@ -14,7 +14,6 @@ namespace moba::cuda {
 /// The choice of one warp for its 16 rows (two of each thread), over one item; k <= kFew. See BestBlocks.
 class BestFew {
  public:
-  static constexpr bool kTwice = false;  // products are made twice: for a bound, and then to choose
   static constexpr int kGroups = 4;  // warpgroups of a block of threads
   static constexpr int kColumns = 64;
   static constexpr int queue_bytes(int) { return 0; }

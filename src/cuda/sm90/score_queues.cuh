@@ -52,7 +52,7 @@ class ScoreQueues {
 
   /// Takes in a tile.
   __device__ __forceinline__ void take(const float (&scores)[kColumns / 2], const TileColumns& tile, int index) {
-    if (kMost > kSorted && index == 0 && bounded()) {
+    if (index == 0 && bounded()) {
       float maxima[2][kSorted];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {

@@ -1,5 +1,5 @@
 // score_select: the best past blocks of each row. Warpgroups hold 64 query rows each in registers; representatives
-// stream through a ring in shared memory, 64 at a time; scores never leave the accumulators (see best_blocks.cuh).
+// stream through a ring in shared memory, 64 or 128 at a time; scores never leave the accumulators (see best_blocks.cuh).
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
@@ -156,9 +156,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
         prefetch_rows<T, kDim>(problem, tile, list * heads_of_list, heads_of_list);
         if (lane == 0) {
           const int first_kv = list * heads_of_list / heads_of_kv;
-          const int tiles = (Chooser::kTwice && tile.column_tiles > 1 ? 2 : 1) * tile.column_tiles;
-          for (int at = 0; at < tiles; ++at) {
-            const int column_tile = at < tile.column_tiles ? at : at - tile.column_tiles;
+          for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
             for (int kv = first_kv; kv < first_kv + kv_of_list; ++kv) {
               empty[stage].wait(parity ^ 1u);
               full[stage].arrive_expecting(kStageBytes);
@@ -212,15 +210,11 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
         if (heads_of_list == 1) take_rows<kDim>(query, my_stage);
         Chooser best;
         best.start(my_queues, my_stage + lane * kStagedBytes, thread, shape.k);
-        const int tiles = (Chooser::kTwice && tile.column_tiles > 1 ? 2 : 1) * tile.column_tiles;
-        for (int at = 0; at < tiles; ++at) {
-          const int column_tile = at < tile.column_tiles ? at : at - tile.column_tiles;
-          if constexpr (!Chooser::kTwice) {
-            if (best.settles(column_tile)) {
-              best.settle();
+        for (int column_tile = 0; column_tile < tile.column_tiles; ++column_tile) {
+          if (best.settles(column_tile)) {
+            best.settle();
 #pragma unroll
-              for (float& score : scores) score = 0.0f;
-            }
+            for (float& score : scores) score = 0.0f;
           }
           for (int kv = 0; kv < kv_of_list; ++kv) {
             full[stage].wait(parity);
@@ -243,6 +237,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
             advance();
           }
           const int first_column = column_tile * kColumns;
+          if (first_column >= most_end) continue;  // no row of this warp
           columns.first = first_column + 2 * (lane % 4);
           columns.count = most_end - first_column;
           columns.whole = first_column + kColumns <= least_end && first_column >= problem.sinks;
@@ -251,14 +246,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
             columns.begin[i] = past[i].sinks - columns.first;
             columns.end[i] = past[i].end - columns.first;
           }
-          if constexpr (Chooser::kTwice) {
-            if (at < tile.column_tiles) {
-              if (first_column < most_end) best.look(scores, columns);
-              if (at + 1 == tile.column_tiles) best.bound();
-              if (tiles > 1) continue;
-            }
-          }
-          if (first_column < most_end) best.take(scores, columns, column_tile);  // else no row of this warp
+          best.take(scores, columns, column_tile);
         }
         // The rows of the next item come while this one is finished.
         next = next_item();
