@@ -53,7 +53,8 @@ class Plan {
     units = block_rows_ * chunk_kv_heads * unit_tiles;
     items = units + slabs;
     partial_bytes = places(chunk_rows, chunk_kv_heads) * place_bytes();
-    turn_words = turn_count(chunk_rows, chunk_kv_heads);
+    tiles_in_turn = turn_tiles(chunk_rows, chunk_kv_heads);
+    rows_in_turn = turn_rows(chunk_rows, chunk_kv_heads);
     sums = chunk_rows < rows_ ? 2 * chunk_kv_heads * keys_ * dim_ : 0;
   }
 
@@ -67,17 +68,18 @@ class Plan {
   std::int64_t chunk_rows = 0, chunk_kv_heads = 0;
   std::int64_t unit_tiles = 1, tile_limit = 0;
   bool turns = false;  // whether the units of a block take turns
-  std::int64_t slabs = 0, units = 0, items = 0, partial_bytes = 0, turn_words = 0, sums = 0;
+  std::int64_t slabs = 0, units = 0, items = 0, partial_bytes = 0, tiles_in_turn = 0, rows_in_turn = 0, sums = 0;
 
  private:
+  int tile_rows() const { return tile_rows_of(static_cast<int>(dim_)); }
   std::int64_t slab_bytes() const { return 2 * kUnitKeys * dim_ * 4; }
   std::int64_t most_slab_bytes() const { return limit_ / 6; }
 
   /// Each (row, head) is in at most budget + 1 lists of unit_tiles units, and each list ends in a tile that is not
   /// full.
   std::int64_t most_tiles(std::int64_t rows, std::int64_t kv_heads) const {
-    const std::int64_t heads = kv_heads * group(), tile = tile_rows_of(static_cast<int>(dim_));
-    return unit_tiles * (ceil_div(rows * heads * (budget_ + 1), tile) + 2 * heads * block_rows_);
+    const std::int64_t heads = kv_heads * group();
+    return unit_tiles * (ceil_div(rows * heads * (budget_ + 1), tile_rows()) + 2 * heads * block_rows_);
   }
   /// A unit of more than `limit` tiles has fewer than 2 * tiles / limit parts.
   std::int64_t tile_limit_of(std::int64_t tiles) const {
@@ -85,21 +87,28 @@ class Plan {
   }
   std::int64_t most_slabs(std::int64_t tiles) const { return ceil_div(2 * tiles, tile_limit_of(tiles)); }
 
+  /// Tiles of rows that are packed, whose dq the units of a block add in turns, and the rows that must be found in
+  /// them.
+  std::int64_t turn_tiles(std::int64_t rows, std::int64_t kv_heads) const {
+    if (!turns) return 0;
+    return kv_heads * group() * tiles_of_head(rows, budget_, block_rows_, tile_rows());
+  }
+  std::int64_t turn_rows(std::int64_t rows, std::int64_t kv_heads) const {
+    return turns ? rows * kv_heads * group() * (budget_ + 1) : 0;
+  }
+  /// Rows of partials.
   std::int64_t places(std::int64_t rows, std::int64_t kv_heads) const {
-    return rows * kv_heads * group() * (budget_ + 1) * (turns ? 1 : unit_tiles);
+    return turns ? turn_tiles(rows, kv_heads) * tile_rows() : rows * kv_heads * group() * (budget_ + 1) * unit_tiles;
   }
   std::int64_t place_bytes() const { return dim_ * (turns ? 4 : 2); }
-  std::int64_t turn_count(std::int64_t rows, std::int64_t kv_heads) const {
-    if (!turns) return 0;
-    return kv_heads * group() * turns_of_head(rows, budget_, block_rows_, tile_rows_of(static_cast<int>(dim_))) *
-           kTurnsOfTile;
-  }
 
   std::int64_t bytes(std::int64_t rows, std::int64_t kv_heads) const {
     const std::int64_t heads = kv_heads * group(), unit_count = block_rows_ * kv_heads * unit_tiles;
     const std::int64_t slab_count = most_slabs(most_tiles(rows, kv_heads));
     std::int64_t total = rows_ * heads_ * static_cast<std::int64_t>(sizeof(RowTerm));
-    total += places(rows, kv_heads) * place_bytes() + turn_count(rows, kv_heads) * 4 + slab_count * slab_bytes();
+    total += places(rows, kv_heads) * place_bytes() + slab_count * slab_bytes();
+    total += turn_tiles(rows, kv_heads) * (4 + tile_rows() * (2 * dim_ * 2 + std::int64_t{sizeof(RowTerm)}));
+    total += turn_rows(rows, kv_heads) * 4;
     total += (unit_count + slab_count) * static_cast<std::int64_t>(sizeof(BackwardItem)) + unit_count * 8;
     if (budget_ > 0) total += BlockInverse::bytes({0, rows, 0, lists_of(0, heads)}, budget_, block_rows_, kItemRows);
     if (rows < rows_) total += 2 * kv_heads * keys_ * dim_ * 4;
@@ -193,13 +202,19 @@ void attend_backward(Context& context, const AttendBackwardArgs& args) {
   const Scratch<BackwardItem> items(context, plan.items, "work list");
   const Scratch<UnitSlabs> unit_slabs(context, plan.units, "slabs of each unit");
   const Scratch<std::uint16_t> partials(context, plan.partial_bytes / 2, "gradients of queries from each block");
-  const Scratch<std::int32_t> turns(context, plan.turn_words, "turns of the units of a block");
+  const Scratch<std::int32_t> turns(context, plan.tiles_in_turn, "turns of the units of a block");
+  const Scratch<std::uint16_t> tiles(context, plan.tiles_in_turn * tile_rows_of(dim) * 2 * dim, "tiles of query rows");
+  const Scratch<RowTerm> tile_terms(context, plan.tiles_in_turn * tile_rows_of(dim), "terms of rows of tiles");
+  const Scratch<std::uint32_t> tile_rows(context, plan.rows_in_turn, "rows of tiles of gradients");
   const Scratch<float> slabs(context, plan.slabs * 2 * kUnitKeys * dim, "gradients of keys from parts of the work");
   const Scratch<float> sums(context, plan.sums, "gradients of keys over chunks of rows");
   chunk.counters = counters.data();
   chunk.items = items.data();
   chunk.unit_slabs = unit_slabs.data();
   chunk.partials = partials.data();
+  chunk.tiles = tiles.data();
+  chunk.tile_terms = tile_terms.data();
+  chunk.tile_rows = tile_rows.data();
   chunk.turns = plan.turns ? turns.data() : nullptr;
   chunk.slabs = slabs.data();
   chunk.sums = plan.sums > 0 ? sums.data() : nullptr;
@@ -221,6 +236,9 @@ void attend_backward(Context& context, const AttendBackwardArgs& args) {
     for (std::int64_t row = 0; row == 0 || row < rows; row += plan.chunk_rows) {
       chunk.first_row = row;
       chunk.rows = std::min(plan.chunk_rows, rows - row);
+      chunk.own_tiles = static_cast<std::int32_t>(own_tiles_of_head(chunk.rows, chunk.block_rows, tile_rows_of(dim)));
+      chunk.head_tiles =
+          static_cast<std::int32_t>(tiles_of_head(chunk.rows, chunk.budget, chunk.block_rows, tile_rows_of(dim)));
       if (inverse.has_value()) {
         inverse->build({row, chunk.rows, chunk.first_selection_head,
                         plan.lists_of(kv * plan.group(), chunk.kv_heads * plan.group())});
@@ -228,10 +246,11 @@ void attend_backward(Context& context, const AttendBackwardArgs& args) {
         chunk.entries = inverse->entries();
       }
       if (plan.turns) {
-        check_cuda(
-            cudaMemsetAsync(chunk.turns, 0, static_cast<std::size_t>(plan.turn_words) * sizeof(std::int32_t), stream),
-            "cudaMemsetAsync(turns)");
+        check_cuda(cudaMemsetAsync(chunk.turns, 0, static_cast<std::size_t>(plan.tiles_in_turn) * sizeof(std::int32_t),
+                                   stream),
+                   "cudaMemsetAsync(turns)");
       }
+      launch_pack_tiles(chunk, stream);
       launch_list_items(chunk, dim, stream);
       launch_backward_products(chunk, dtype, dim, processors, stream);
       launch_add_slabs(chunk, dtype, dim, stream);

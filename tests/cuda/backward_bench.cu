@@ -85,7 +85,7 @@ struct Launches {
     return total;
   }
 };
-Launches terms{"terms"}, list{"list"}, products{"products"}, slabs{"slabs"}, partials{"dq"};
+Launches terms{"terms"}, pack{"pack"}, list{"list"}, products{"products"}, slabs{"slabs"}, partials{"dq"};
 bool timing_launches = false;
 
 void time_row(const BenchRow& row) {
@@ -148,7 +148,7 @@ void time_row(const BenchRow& row) {
   timing_launches = false;
   must(cudaStreamSynchronize(stream), "attend_backward");
   std::printf("%-21s %8.3f ms %4.0f TF x%.2f |", row.name, whole, flops / whole * 1e-9, whole / (flops / 680e9));
-  for (Launches* launches : {&terms, &list, &products, &slabs, &partials}) {
+  for (Launches* launches : {&terms, &pack, &list, &products, &slabs, &partials}) {
     const float ms = launches->ms();
     std::printf(" %s %.3f", launches->name, ms);
     if (launches == &products) std::printf(" (%.0f TF)", flops / ms * 1e-9);
@@ -171,6 +171,8 @@ void time_row(const BenchRow& row) {
   }
 MOBA_TIMED(terms, "_ZN4moba4cuda16launch_row_termsERKNS0_10TermsInputENS_5DTypeEiP11CUstream_st",
            (const TermsInput& input, DType dtype, int dim, cudaStream_t stream), (input, dtype, dim, stream))
+MOBA_TIMED(pack, "_ZN4moba4cuda17launch_pack_tilesERKNS0_13BackwardChunkEP11CUstream_st",
+           (const BackwardChunk& chunk, cudaStream_t stream), (chunk, stream))
 MOBA_TIMED(list, "_ZN4moba4cuda17launch_list_itemsERKNS0_13BackwardChunkEiP11CUstream_st",
            (const BackwardChunk& chunk, int dim, cudaStream_t stream), (chunk, dim, stream))
 MOBA_TIMED(products, "_ZN4moba4cuda24launch_backward_productsERKNS0_13BackwardChunkENS_5DTypeEiiP11CUstream_st",

@@ -173,7 +173,7 @@ TEST(CudaBackward, UnitsOfABlockTakeTurns) {
     const Results again = run_on_gpu(problem, selection);
     EXPECT_TRUE(same_bits(once.dq, again.dq) && same_bits(once.dk, again.dk) && same_bits(once.dv, again.dv));
   }
-  for (std::int64_t mebibytes : {12, 7, 6}) {
+  for (std::int64_t mebibytes : {24, 14, 11}) {
     SCOPED_TRACE(std::to_string(mebibytes) + " MiB");
     ASSERT_NO_THROW(cases::expect_within_twice(run_on_gpu(problem, selection, mebibytes << 20), same, exact, 2.0));
   }

@@ -58,7 +58,15 @@ __device__ __forceinline__ void store_bulk(void* global, std::uint32_t shared, s
       : "memory");
 }
 
-/// The same, added to the fp32 numbers that are there.
+/// `bytes` (a multiple of 16) from device to shared memory by the copy engine; they count on `barrier`.
+__device__ __forceinline__ void load_bulk(void* shared, const void* global, std::uint32_t bytes, Barrier* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(&barrier->bits))
+               : "memory");
+}
+
+/// The same as store_bulk(), added to the fp32 numbers that are there.
 __device__ __forceinline__ void add_bulk(float* global, std::uint32_t shared, std::uint32_t bytes) {
   asm volatile(
       "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"

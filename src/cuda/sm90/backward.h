@@ -17,18 +17,19 @@
 namespace moba::cuda {
 
 inline constexpr int kUnitKeys = 128;
+// Units of a block that take turns, see takes_turns().
 inline constexpr int kFewestTurns = 5;
-inline constexpr int kMostTurns = 256;  // the work list keeps so many units of a block in order
-inline constexpr int kTurnsOfTile = 4;  // each warp that moves rows of a tile has its own
+inline constexpr int kMostTurns = 256;  // the work list keeps so many in order
 
 /// Query rows of a tile: as many as the registers of two warpgroups allow beside the sums of 128 keys.
 constexpr int tile_rows_of(int head_dim) {
   return head_dim == 64 ? 128 : 64;
 }
 
-/// Whether the units of a block take turns at fp32 places; without turns, each unit has a place of its own, of the
-/// dtype of q. A few units lose more by waiting for each other than their places cost, and at D = 64 shared memory has
-/// no room for fp32 tiles of dq.
+/// Whether the tiles of query rows of a block are packed for its units, which then take turns at adding their dq to
+/// fp32 tiles; otherwise each unit gathers rows and has places of its own, of the dtype of q, for their dq. For a few
+/// units packing is too dear and turns make them wait for each other; at D = 64 shared memory has no room for fp32
+/// tiles.
 constexpr bool takes_turns(std::int64_t unit_tiles, int head_dim) {
   return head_dim == 128 && unit_tiles >= kFewestTurns && unit_tiles <= kMostTurns;
 }
@@ -85,27 +86,34 @@ struct BackwardChunk {
   std::int64_t first_row, rows;
   std::int32_t first_kv_head, kv_heads, group;  // group: query heads a key/value head
   std::int32_t first_selection_head;
-  std::int32_t unit_tiles;  // units a block
-  std::int32_t tile_limit;  // tiles of an item
+  std::int32_t unit_tiles;             // units a block
+  std::int32_t tile_limit;             // tiles of an item
+  std::int32_t own_tiles, head_tiles;  // own_tiles_of_head() and tiles_of_head()
 
   // Workspace.
   std::int32_t* counters;  // items, slabs, the next item
   BackwardItem* items;
   UnitSlabs* unit_slabs;  // [units()]
-  void* partials;  // [rows, kv_heads * group, budget + 1, place_units(), D], dtype of q; or fp32, see takes_turns()
-  std::int32_t* turns;  // [kv_heads * group, turns_of_head(), kTurnsOfTile]: units that have added; null without turns
-  float* slabs;         // [slab, {dk, dv}, kUnitKeys, D]
-  float* sums;          // [{dk, dv}, kv_heads, total_keys, D] summed over row chunks; null where one chunk has all rows
+  // dq from each slot: [rows, kv_heads * group, budget + 1, unit_tiles, D], dtype of q; with turns
+  // [kv_heads * group, head_tiles, tile rows, D] fp32, as the copy engine moves tiles.
+  void* partials;
+  // With turns only, for each tile of each head of the chunk: its rows of q and dO as they lie in shared memory, their
+  // terms, how many units have added their dq; and the row of all tiles that belongs to a (row, head, slot).
+  std::uint16_t* tiles;      // [kv_heads * group, head_tiles, {q, dO}, tile rows, D]
+  RowTerm* tile_terms;       // [kv_heads * group, head_tiles, tile rows]
+  std::int32_t* turns;       // [kv_heads * group, head_tiles]; null without turns
+  std::uint32_t* tile_rows;  // [rows, kv_heads * group, budget + 1]
+  float* slabs;              // [slab, {dk, dv}, kUnitKeys, D]
+  float* sums;  // [{dk, dv}, kv_heads, total_keys, D] summed over row chunks; null where one chunk has all rows
 
   constexpr std::int64_t units() const { return block_rows * kv_heads * unit_tiles; }
-  constexpr int place_units() const { return turns == nullptr ? unit_tiles : 1; }
 };
 
-/// Tiles of own rows, and tiles of listed rows, of one query head: each list of a block ends in one that is not full.
+/// Tiles of own rows, and of own and listed rows, of one query head: each list of a block ends in one that is not full.
 constexpr std::int64_t own_tiles_of_head(std::int64_t rows, std::int64_t block_rows, int tile_rows) {
   return rows / tile_rows + block_rows + 1;
 }
-constexpr std::int64_t turns_of_head(std::int64_t rows, std::int64_t budget, std::int64_t block_rows, int tile_rows) {
+constexpr std::int64_t tiles_of_head(std::int64_t rows, std::int64_t budget, std::int64_t block_rows, int tile_rows) {
   return own_tiles_of_head(rows, block_rows, tile_rows) + rows * budget / tile_rows + block_rows + 1;
 }
 
@@ -129,6 +137,8 @@ void launch_row_terms(const TermsInput& input, DType dtype, int head_dim, cudaSt
 
 /// Fills items, unit_slabs and counters.
 void launch_list_items(const BackwardChunk& chunk, int head_dim, cudaStream_t stream);
+/// With turns: tiles, tile_terms and tile_rows.
+void launch_pack_tiles(const BackwardChunk& chunk, cudaStream_t stream);
 /// The products: partials, and dk, dv (or sums, or slabs).
 void launch_backward_products(const BackwardChunk& chunk, DType dtype, int head_dim, int processors,
                               cudaStream_t stream);

@@ -16,11 +16,11 @@ __device__ __forceinline__ void copy_8_async(std::uint32_t shared, const void* g
 }
 
 /// Row numbers of the gathering warpgroup's tile in its lanes, and its copies into a stage.
-template <class T, int kDim, bool kTurns>
+template <class T, int kDim>
 class Gatherer {
  public:
   using Shape = BackwardShape<kDim>;
-  using Shared = BackwardShared<kDim, kTurns>;
+  using Shared = BackwardShared<kDim, false>;
   static constexpr int kWarpRows = Shape::kRows / 4;
   static constexpr int kChunks = kDim / 8;  // 16-byte pieces of a row
   static constexpr int kRowsAtOnce = 32 / kChunks;
@@ -47,7 +47,6 @@ class Gatherer {
     shared_.full[place_.stage].arrive();
     shared_.full[place_.stage].arrive();
     drain(0);
-    if constexpr (kTurns) end_turn();
     wait_bulk_stores();
   }
 
@@ -66,13 +65,12 @@ class Gatherer {
       const int count = own ? unit.own_rows : static_cast<int>(listed.count);
       const int tiles = item.tiles == 0 ? 1 : (count + Shape::kRows - 1) / Shape::kRows;
       const std::int64_t begin = own ? unit.own_row : listed.begin;
-      const std::uint32_t turn = kTurns ? first_turn(unit, listed, head, own) : 0;
       std::uint32_t entry = own ? 0 : entry_of(begin, count, skip);
       for (; skip < tiles && left > 0; ++skip) {
         --left;
         const std::uint32_t next = own ? 0 : entry_of(begin, count, skip + 1);  // on its way while this tile is copied
         load_tile(index, unit, head, own, begin + skip * Shape::kRows, count - skip * Shape::kRows, entry,
-                  turn + skip * kTurnsOfTile, flags | (left == 0 ? kLastTile : 0));
+                  flags | (left == 0 ? kLastTile : 0));
         entry = next;
         flags = 0;
       }
@@ -92,22 +90,10 @@ class Gatherer {
     return lane() < kWarpRows && at < count ? chunk_.entries[begin + at] : 0;
   }
 
-  /// Where turns of this warp's rows are counted, for the first tile of the unit's own rows or of a list of a head: no
-  /// two tiles have the same count, because each block of a list has at most one tile that is not full.
-  __device__ __forceinline__ std::uint32_t first_turn(const Unit& unit, const ListedRows& listed, int head,
-                                                      bool own) const {
-    const std::uint32_t of_head = static_cast<std::uint32_t>(head - chunk_.first_kv_head * chunk_.group);
-    const std::int64_t first = own ? (unit.own_row - unit.own_tile * Shape::kRows) / Shape::kRows + unit.own_tile
-                                   : own_tiles_of_head(chunk_.rows, chunk_.block_rows, Shape::kRows) +
-                                         (listed.begin - listed.of_list) / Shape::kRows;
-    const std::int64_t heads = of_head * turns_of_head(chunk_.rows, chunk_.budget, chunk_.block_rows, Shape::kRows);
-    return static_cast<std::uint32_t>((heads + first + unit.block_row) * kTurnsOfTile) + (threadIdx.x >> 5);
-  }
-
   /// `count` rows: own ones [begin, …) by packed row from chunk.first_row, or those of the entries [begin, …), of which
   /// each lane holds the one of its row.
   __device__ __forceinline__ void load_tile(int item, const Unit& unit, int head, bool own, std::int64_t begin,
-                                            int count, std::uint32_t entry, std::uint32_t turn, int flags) {
+                                            int count, std::uint32_t entry, int flags) {
     const int at = row_of_lane();
     int row = -1;  // from chunk.first_row
     std::uint32_t place = kNoPlace;
@@ -124,14 +110,9 @@ class Gatherer {
       const std::uint32_t heads = static_cast<std::uint32_t>(chunk_.kv_heads * chunk_.group);
       const std::uint32_t list = static_cast<std::uint32_t>(row) * heads +
                                  static_cast<std::uint32_t>(head - chunk_.first_kv_head * chunk_.group);
-      place = list * static_cast<std::uint32_t>(chunk_.budget + 1) + static_cast<std::uint32_t>(slot);
-      if constexpr (!kTurns) {
-        place = place * static_cast<std::uint32_t>(chunk_.unit_tiles) + static_cast<std::uint32_t>(unit.part_of_block);
-      }
-    }
-    if constexpr (kTurns) {  // of no row: what the turn needs, for take_turn()
-      if (lane() == kWarpRows) place = turn;
-      if (lane() == kWarpRows + 1) place = static_cast<std::uint32_t>(unit.part_of_block);
+      place = (list * static_cast<std::uint32_t>(chunk_.budget + 1) + static_cast<std::uint32_t>(slot)) *
+                  static_cast<std::uint32_t>(chunk_.unit_tiles) +
+              static_cast<std::uint32_t>(unit.part_of_block);
     }
     const bool masked = unit.keys < kUnitKeys || (own && count > 0 && unit.key_of(begin) < kUnitKeys - 1);
     const int stage = place_.stage;
@@ -172,42 +153,11 @@ class Gatherer {
   }
 
   /// Rows of dq of this warp to their places.
-  __device__ __forceinline__ void move_rows(std::uint32_t place) {
-    const std::uint32_t row = shared_address(shared_.query_gradients) + Shared::row_offset(row_of_lane());
-    if constexpr (kTurns) {
-      end_turn();
-      const std::uint32_t turn = __shfl_sync(0xffffffffu, place, kWarpRows);
-      const int part = static_cast<int>(__shfl_sync(0xffffffffu, place, kWarpRows + 1));
-      if (part > 0) wait_for_turn(chunk_.turns + turn, part);
-      if (lane() < kWarpRows && place != kNoPlace) {
-        float* to = static_cast<float*>(chunk_.partials) + static_cast<std::uint64_t>(place) * kDim;
-        if (part == 0) {
-          store_bulk(to, row, kDim * 4);
-        } else {
-          add_bulk(to, row, kDim * 4);
-        }
-      }
-      turn_ = turn;
-      part_ = part;
-    } else if (place != kNoPlace) {
-      store_bulk(static_cast<T*>(chunk_.partials) + static_cast<std::uint64_t>(place) * kDim, row, kDim * 2);
-    }
-  }
-
-  /// Until unit `part` - 1 of the block has added the rows.
-  __device__ __forceinline__ void wait_for_turn(const std::int32_t* turn, int part) const {
-    while (load_acquire(turn) != part) {
-    }
-    __syncwarp();
-  }
-
-  /// The rows moved last are there: the next unit of the block may add to them.
-  __device__ __forceinline__ void end_turn() {
-    if (part_ < 0) return;
-    wait_bulk_stores();
-    __syncwarp();
-    if (lane() == 0) store_release(chunk_.turns + turn_, part_ + 1);
-    part_ = -1;
+  __device__ __forceinline__ void move_rows(std::uint32_t place) const {
+    if (place == kNoPlace) return;
+    store_bulk(static_cast<T*>(chunk_.partials) + static_cast<std::uint64_t>(place) * kDim,
+               shared_address(shared_.query_gradients) + row_of_lane() * GradientRows<kDim, false>::kRowBytes,
+               kDim * 2);
   }
 
   __device__ __forceinline__ void copy_rows(const RowsOf& tensor, int head, int row, std::uint16_t* tile) const {
@@ -254,8 +204,6 @@ class Gatherer {
   std::uint32_t gradients_parity_ = 0;
   int pending_ = 0;               // tiles whose dq is not taken yet
   std::uint32_t places_[3] = {};  // of this lane's row of those tiles, the newest first
-  std::uint32_t turn_ = 0;        // of the rows moved last
-  int part_ = -1;                 // of the block; -1: no turn to end
 };
 
 }  // namespace moba::cuda

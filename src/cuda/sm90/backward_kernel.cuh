@@ -1,4 +1,5 @@
-// The products of attend_backward: a persistent kernel, one warpgroup that gathers and two that multiply.
+// The products of attend_backward: a persistent kernel, one warpgroup that gathers (or brings packed tiles) and two
+// that multiply.
 //
 // For a unit of 128 keys and each tile of R query rows (64 keys of the unit a warpgroup):
 //   S^T = K Q^T, dP^T = V dO^T       [64 keys, R]   accumulators
@@ -6,12 +7,13 @@
 //   dV += P^T dO, dK += dS^T Q       [64 keys, D]   accumulators for the life of the item
 //   dQ = dS K                        [R, D]          dS through shared memory; R / 64 or D / 64 of it a warpgroup
 // dQ of a tile is multiplied under the exponentials of the next. It is complete for the unit's 128 keys; through shared
-// memory it goes to the place of (row, head, slot), added in turn after the units before it in the block (fp32), or to a
-// place of the unit alone (rounded to T), so that nothing is added out of order.
+// memory it goes to the tile's fp32 sums, added in turn after the units before it in the block, or to places of the
+// unit alone (rounded to T), so that nothing is added out of order.
 #pragma once
 
 #include "cuda/device/barrier.cuh"
 #include "cuda/sm90/backward.h"
+#include "cuda/sm90/backward_feed.cuh"
 #include "cuda/sm90/backward_gather.cuh"
 #include "cuda/sm90/backward_multiply.cuh"
 #include "cuda/sm90/backward_shared.cuh"
@@ -26,21 +28,34 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
   auto& shared = *reinterpret_cast<BackwardShared<kDim, kTurns>*>(memory);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
-      shared.full[stage].init(2 * 128);  // each gathering thread: once for its stores, once for its copies
+      shared.full[stage].init(kTurns ? 1 : 2 * 128);    // a gathering thread: once for its stores, once for its copies
       shared.empty[stage].init(4 * Shape::kConsumers);  // once a warp
     }
-    shared.keys_full.init(128);
+    for (int stage = 0; stage < kItemStages; ++stage) {
+      shared.item_full[stage].init(1);
+      shared.item_empty[stage].init(4);
+    }
+    shared.keys_full.init(kTurns ? 2 : 128);
     shared.keys_empty.init(4 * Shape::kConsumers);
     shared.gradients_full.init(4 * Shape::kConsumers);
-    shared.gradients_empty.init(4);
+    shared.gradients_empty.init(kTurns ? 1 : 4);
     fence_barrier_init();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    give_registers<40>();
-    Gatherer<T, kDim, kTurns>(chunk, shared).run();
+    give_registers<kTurns ? 24 : 40>();
+    if constexpr (kTurns) {
+      switch (threadIdx.x / 32) {
+        case 0: TileFeeder<kDim>(chunk, shared).run(); break;
+        case 1: KeyFeeder<kDim>(chunk, shared).run(chunk.k, shared.k); break;
+        case 2: KeyFeeder<kDim>(chunk, shared).run(chunk.v, shared.v); break;
+        default: GradientMover<kDim>(chunk, shared).run();
+      }
+    } else {
+      Gatherer<T, kDim>(chunk, shared).run();
+    }
   } else {
-    take_registers<232>();
+    take_registers<kTurns ? 240 : 232>();
     // From lane 0, so that the compiler knows it to be the same in all lanes and keeps operands' descriptors in uniform
     // registers: products of 32 cycles wait otherwise for those of the next to be moved there.
     const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0) - 1;

@@ -169,6 +169,7 @@ class Multiplier {
 
   /// dQ: rows [64 * warpgroup, …) where the tile has 128, else columns [64 * warpgroup, …) of its 64 rows.
   static constexpr bool kByRows = Shape::kRowPanels == 2;
+  static constexpr int kGradientBytes = GradientRows<kDim, kTurns>::kRowBytes;
   __device__ __forceinline__ void multiply_queries(int buffer, float (&dq)[32]) const {
     const std::uint16_t* slopes = shared_.slopes[buffer] + (kByRows ? warpgroup_ * kUnitKeys * 64 : 0);
     const std::uint16_t* keys = shared_.k + (kByRows ? 0 : warpgroup_ * kUnitKeys * 64);
@@ -195,7 +196,7 @@ class Multiplier {
     if constexpr (kTurns) {
       store_floats(dq, base, first_row + (lane >> 2), first_column + 4 * (lane & 3));
     } else {
-      store_rounded(dq, base + Shared::row_offset(first_row + (lane & 15)) + (first_column + (lane >> 4) * 8) * 2);
+      store_rounded(dq, base + (first_row + (lane & 15)) * kGradientBytes + (first_column + (lane >> 4) * 8) * 2);
     }
   }
 
@@ -216,11 +217,11 @@ class Multiplier {
   __device__ __forceinline__ void store_floats(const float (&dq)[32], std::uint32_t shared, int row, int column) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::uint32_t address = shared + Shared::row_offset(row + 8 * i) + column * 4;
+      const std::uint32_t address = shared + (row + 8 * i) * kGradientBytes + column * 4;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float* x = dq + 8 * j + 2 * i;
-        store_shared(address + j * 64, x[0] * chunk_.softmax_scale, x[1] * chunk_.softmax_scale,
+        store_shared((address + j * 64) ^ (row & 1) * 64, x[0] * chunk_.softmax_scale, x[1] * chunk_.softmax_scale,
                      x[4] * chunk_.softmax_scale, x[5] * chunk_.softmax_scale);
       }
     }

@@ -35,20 +35,18 @@ struct BackwardStage {
   alignas(1024) std::uint16_t dout[Shape::kRows * kDim];
 };
 
-/// Rows of dq on their way to partials. They start in different banks: rounded ones by 16 bytes a row, fp32 ones by a
-/// half of the banks between even and odd rows, which is what is left of shared memory.
+/// A tile of dq on its way to partials. Rounded rows start in different banks, fp32 ones lie as in partials: their
+/// pieces of 64 bytes change places in odd rows, which puts those that are stored together into different banks.
 template <int kDim, bool kTurns>
 struct GradientRows {
-  static constexpr int kRows = BackwardShape<kDim>::kRows;
-  static constexpr int kOddRows = kRows * kDim * 2 + 64;
-  static constexpr int kBytes = kTurns ? kRows * kDim * 4 + 64 : kRows * (kDim * 2 + 16);
-  static __device__ __forceinline__ int row_offset(int row) {
-    return kTurns ? (row & 1) * kOddRows + (row >> 1) * kDim * 4 : row * (kDim * 2 + 16);
-  }
+  static constexpr int kRowBytes = kTurns ? kDim * 4 : kDim * 2 + 16;
+  static constexpr int kBytes = BackwardShape<kDim>::kRows * kRowBytes;
 };
 
+inline constexpr int kItemStages = 4;
+
 template <int kDim, bool kTurns>
-struct BackwardShared : GradientRows<kDim, kTurns> {
+struct BackwardShared {
   using Shape = BackwardShape<kDim>;
   alignas(1024) std::uint16_t k[kUnitKeys * kDim];
   alignas(1024) std::uint16_t v[kUnitKeys * kDim];
@@ -56,13 +54,16 @@ struct BackwardShared : GradientRows<kDim, kTurns> {
   // dS^T: R / 64 panels of [128 keys, 64 rows]. Two, so that one barrier a tile is enough.
   alignas(1024) std::uint16_t slopes[2][kUnitKeys * Shape::kRows];
   alignas(16) RowTerm terms[Shape::kStages][Shape::kRows];
-  alignas(16) std::int32_t last_keys[Shape::kStages][Shape::kRows];      // the last key of the unit that the row sees
-  alignas(16) char query_gradients[GradientRows<kDim, kTurns>::kBytes];  // dq of a tile
+  alignas(16) std::int32_t last_keys[Shape::kStages][Shape::kRows];       // the last key of the unit that the row sees
+  alignas(128) char query_gradients[GradientRows<kDim, kTurns>::kBytes];  // dq of a tile
   TileHeader headers[Shape::kStages];
   Barrier full[Shape::kStages], empty[Shape::kStages];
   Barrier keys_full, keys_empty;
   Barrier gradients_full, gradients_empty;
   std::int32_t next_item;
+  // With turns: the items that this thread block works on, in order; -1: no more.
+  std::int32_t items[kItemStages];
+  Barrier item_full[kItemStages], item_empty[kItemStages];
 };
 
 }  // namespace moba::cuda

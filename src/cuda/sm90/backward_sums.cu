@@ -91,42 +91,74 @@ __global__ void __launch_bounds__(kThreads) row_terms_kernel(const TermsInput in
   }
 }
 
-/// The part of a place that a lane adds: 8 columns in the order that the place has them in.
-template <class T>
-struct RoundedPart {
-  static constexpr int kAtOnce = 8;  // slots whose places are asked for together
-  uint4 words = {};
-  __device__ void load(const void* places, std::int64_t at) { words = __ldcs(static_cast<const uint4*>(places) + at); }
-  __device__ void add_to(float (&sums)[8]) const { add_8<T>(sums, words); }
+/// Where dq of a row from each slot lies, for the lane of a row: rounded, at places of the row's own, one for each unit
+/// of the slot's block.
+template <class T, int kDim>
+struct RoundedPlaces {
+  static constexpr bool kAlone = false;  // whether there is one place a slot, whatever the block
+  static constexpr int kAtOnce = 8;      // slots that are asked for together
+  struct Part {
+    uint4 words = {};
+    __device__ void add_to(float (&sums)[8]) const { add_8<T>(sums, words); }
+  };
+  const uint4* first;
+  int units;
+
+  __device__ RoundedPlaces(const BackwardChunk& chunk, std::int64_t index, int lane)
+      : first(static_cast<const uint4*>(chunk.partials) + index * (chunk.budget + 1) * chunk.unit_tiles * (kDim / 8) +
+              lane),
+        units(chunk.unit_tiles) {}
+  __device__ void load(Part& part, int slot, int unit) const {
+    part.words = __ldcs(first + static_cast<std::int64_t>(slot * units + unit) * (kDim / 8));
+  }
+  static __device__ void store(const RowsOf& tensor, std::int64_t token, std::int64_t head, int lane,
+                               const float (&sums)[8]) {
+    store_16<T>(tensor, token, head, lane, sums);
+  }
 };
-struct FloatPart {
+
+/// The same in the fp32 tiles that the units of a block added to. A row has its columns in fours, as threads that
+/// multiply hold them: a lane has columns [4 * (lane % 2), …) of the first and of the second half of 16 columns.
+template <class T, int kDim>
+struct TilePlaces {
+  static constexpr bool kAlone = true;
   static constexpr int kAtOnce = 4;
-  float4 low = {}, high = {};
-  __device__ void load(const void* places, std::int64_t at) {
-    low = __ldcs(static_cast<const float4*>(places) + 2 * at);
-    high = __ldcs(static_cast<const float4*>(places) + 2 * at + 1);
+  struct Part {
+    float4 low = {}, high = {};
+    __device__ void add_to(float (&sums)[8]) const {
+      sums[0] += low.x, sums[1] += low.y, sums[2] += low.z, sums[3] += low.w;
+      sums[4] += high.x, sums[5] += high.y, sums[6] += high.z, sums[7] += high.w;
+    }
+  };
+  const float4* tiles;
+  const std::uint32_t* rows;
+  int lane;
+  static constexpr int units = 1;
+
+  __device__ TilePlaces(const BackwardChunk& chunk, std::int64_t index, int lane_of_row)
+      : tiles(static_cast<const float4*>(chunk.partials)),
+        rows(chunk.tile_rows + index * (chunk.budget + 1)),
+        lane(lane_of_row) {}
+  __device__ void load(Part& part, int slot, int) const {
+    const std::uint32_t row = rows[slot];
+    const float4* from = tiles + static_cast<std::uint64_t>(row) * (kDim / 4) + (2 * lane ^ (row & 1) * 4);
+    part.low = __ldcs(from);
+    part.high = __ldcs(from + 1);
   }
-  __device__ void add_to(float (&sums)[8]) const {
-    sums[0] += low.x, sums[1] += low.y, sums[2] += low.z, sums[3] += low.w;
-    sums[4] += high.x, sums[5] += high.y, sums[6] += high.z, sums[7] += high.w;
+  static __device__ void store(const RowsOf& tensor, std::int64_t token, std::int64_t head, int lane,
+                               const float (&sums)[8]) {
+    T* to = static_cast<T*>(tensor.data) + token * tensor.token_stride + head * tensor.head_stride + lane / 2 * 16 +
+            lane % 2 * 4;
+    *reinterpret_cast<uint2*>(to) = {pack<T>(sums[0], sums[1]), pack<T>(sums[4], sums[5])};
+    *reinterpret_cast<uint2*>(to + 8) = {pack<T>(sums[2], sums[3]), pack<T>(sums[6], sums[7])};
   }
 };
 
-/// An fp32 place has its columns in fours, as threads that multiply hold them: a lane has columns [4 * (lane % 2), …)
-/// of the first and of the second half of 16 columns.
-template <class T>
-__device__ void store_fours(const RowsOf& tensor, std::int64_t token, std::int64_t head, int lane,
-                            const float (&x)[8]) {
-  T* to = static_cast<T*>(tensor.data) + token * tensor.token_stride + head * tensor.head_stride + lane / 2 * 16 +
-          lane % 2 * 4;
-  *reinterpret_cast<uint2*>(to) = {pack<T>(x[0], x[1]), pack<T>(x[4], x[5])};
-  *reinterpret_cast<uint2*>(to + 8) = {pack<T>(x[2], x[3]), pack<T>(x[6], x[7])};
-}
-
-template <class T, int kDim, class Part>
+template <class T, int kDim, class Places>
 __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardChunk chunk) {
   using Lanes = RowLanes<kDim>;
-  const int lane = Lanes::lane(), units = chunk.place_units();
+  using Part = typename Places::Part;
+  const int lane = Lanes::lane();
   const std::uint32_t heads = static_cast<std::uint32_t>(chunk.kv_heads * chunk.group);
   RowLookup lookup{chunk.sequences, chunk.sequence_count, chunk.block_size};
   for (std::int64_t index = Lanes::first_row(); index < chunk.rows * heads; index += Lanes::step()) {
@@ -138,58 +170,53 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardCh
     const std::int64_t position = row + lookup.shift;
     float sums[8] = {};
     if (position >= 0) {
-      // The lane's part of the place of slot 0 and unit 0, in parts.
-      const std::int64_t first_part = index * (chunk.budget + 1) * units * Lanes::kLanes + lane;
-      const auto load = [&](Part& part, int slot, int unit) {
-        part.load(chunk.partials, first_part + static_cast<std::int64_t>(slot * units + unit) * Lanes::kLanes);
-      };
+      const Places places(chunk, index, lane);
       const std::int32_t* list = chunk.blocks + row * chunk.blocks_row_stride +
                                  head * chunk.selection_heads / chunk.heads * chunk.blocks_head_stride;
       int previous = -1;  // the rule of for_each_listed_block() in src/sequences.h
-      for (int first = 0; first < chunk.budget; first += Part::kAtOnce) {
-        int blocks[Part::kAtOnce];
+      for (int first = 0; first < chunk.budget; first += Places::kAtOnce) {
+        int blocks[Places::kAtOnce];
 #pragma unroll
-        for (int i = 0; i < Part::kAtOnce; ++i) blocks[i] = first + i < chunk.budget ? list[first + i] : -1;
+        for (int i = 0; i < Places::kAtOnce; ++i) blocks[i] = first + i < chunk.budget ? list[first + i] : -1;
         std::uint32_t listed = 0;
 #pragma unroll
-        for (int i = 0; i < Part::kAtOnce; ++i) {
+        for (int i = 0; i < Places::kAtOnce; ++i) {
           if (blocks[i] <= previous || blocks[i] >= own) continue;
           listed |= 1u << i;
           previous = blocks[i];
         }
-        if (units == 1) {
-          Part parts[Part::kAtOnce];
+        if (Places::kAlone || places.units == 1) {
+          Part parts[Places::kAtOnce];
 #pragma unroll
-          for (int i = 0; i < Part::kAtOnce; ++i) {
-            if (listed >> i & 1u) load(parts[i], first + i, 0);
+          for (int i = 0; i < Places::kAtOnce; ++i) {
+            if (listed >> i & 1u) places.load(parts[i], first + i, 0);
           }
 #pragma unroll
-          for (int i = 0; i < Part::kAtOnce; ++i) parts[i].add_to(sums);
+          for (int i = 0; i < Places::kAtOnce; ++i) parts[i].add_to(sums);
           continue;
         }
-        for (; listed != 0; listed &= listed - 1) {
-          const int slot = first + __ffs(static_cast<int>(listed)) - 1;
+        if constexpr (!Places::kAlone) {
+          for (; listed != 0; listed &= listed - 1) {
+            const int slot = first + __ffs(static_cast<int>(listed)) - 1;
 #pragma unroll 4
-          for (int unit = 0; unit < units; ++unit) {
-            Part part;
-            load(part, slot, unit);
-            part.add_to(sums);
+            for (int unit = 0; unit < places.units; ++unit) {
+              Part part;
+              places.load(part, slot, unit);
+              part.add_to(sums);
+            }
           }
         }
       }
-      const int own_units = units == 1 ? 1 : static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
+      const int own_units =
+          places.units == 1 ? 1 : static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
 #pragma unroll 4
       for (int unit = 0; unit < own_units; ++unit) {
         Part part;
-        load(part, chunk.budget, unit);
+        places.load(part, chunk.budget, unit);
         part.add_to(sums);
       }
     }
-    if constexpr (std::is_same_v<Part, FloatPart>) {
-      store_fours<T>(chunk.dq, row, head, lane, sums);
-    } else {
-      store_16<T>(chunk.dq, row, head, lane, sums);
-    }
+    Places::store(chunk.dq, row, head, lane, sums);
   }
 }
 
@@ -286,8 +313,8 @@ void launch_add_partials(const BackwardChunk& chunk, DType dtype, int head_dim, 
   dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
     const std::int64_t rows = chunk.rows * chunk.kv_heads * chunk.group;
     if (rows == 0) return;
-    const auto kernel =
-        chunk.turns == nullptr ? add_partials_kernel<T, kDim, RoundedPart<T>> : add_partials_kernel<T, kDim, FloatPart>;
+    const auto kernel = chunk.turns == nullptr ? add_partials_kernel<T, kDim, RoundedPlaces<T, kDim>>
+                                               : add_partials_kernel<T, kDim, TilePlaces<T, kDim>>;
     kernel<<<blocks_for(rows, RowLanes<kDim>::kRowsOfBlock), kThreads, 0, stream>>>(chunk);
     check_cuda(cudaGetLastError(), "attend_backward: sum of dq");
   });

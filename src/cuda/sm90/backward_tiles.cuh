@@ -76,4 +76,51 @@ __device__ inline std::int64_t tiles_of(const BackwardChunk& chunk, const Unit& 
   return tiles;
 }
 
+/// The number of the first tile of a block's own rows, and of those of a list of a head, among those of the head of the
+/// chunk: no two tiles have the same, because each block of a list has at most one tile that is not full.
+__device__ inline int first_own_tile(const Unit& unit, int tile_rows) {
+  return (unit.own_row - unit.own_tile * tile_rows) / tile_rows + unit.own_tile + static_cast<int>(unit.block_row);
+}
+__device__ inline int first_listed_tile(const BackwardChunk& chunk, const Unit& unit, const ListedRows& listed,
+                                        int tile_rows) {
+  return chunk.own_tiles + static_cast<int>((listed.begin - listed.of_list) / tile_rows) +
+         static_cast<int>(unit.block_row);
+}
+
+/// A packed tile of query rows.
+struct PackedTile {
+  std::uint32_t number;  // of the chunk
+  std::int32_t own_row;  // the first row, from chunk.first_row; below 0: the rows are listed ones
+  bool first, last;      // of the item
+};
+
+/// Calls visit(tile) for each tile of kRows rows of the item, in order; for an item without tiles once. The order is
+/// that in which units of a block that start together come to a tile together: lists of all heads, then own rows from
+/// the end of the block, which all units have, to its beginning.
+template <int kRows, class Visit>
+__device__ __forceinline__ void for_each_tile(const BackwardChunk& chunk, const BackwardItem& item, const Unit& unit,
+                                              const Visit& visit) {
+  int skip = item.first_tile, left = max(item.tiles, 1);
+  const int own_tiles = (unit.own_rows + kRows - 1) / kRows;
+  bool first = true;
+  for (int segment = 0; left > 0; ++segment) {
+    const bool own = segment == chunk.group;
+    const ListedRows listed(chunk, unit, unit.kv_head * chunk.group + (own ? 0 : segment));
+    const int tiles = item.tiles == 0 ? static_cast<int>(own)
+                      : own           ? own_tiles * chunk.group
+                                      : static_cast<int>((listed.count + kRows - 1) / kRows);
+    const int number = own ? first_own_tile(unit, kRows) : first_listed_tile(chunk, unit, listed, kRows);
+    for (; skip < tiles && left > 0; ++skip) {
+      --left;
+      const int member = own ? skip % chunk.group : segment;
+      const int tile = own ? max(own_tiles - 1 - skip / chunk.group, 0) : skip;
+      const int head = (unit.kv_head - chunk.first_kv_head) * chunk.group + member;
+      visit(PackedTile{static_cast<std::uint32_t>(head * chunk.head_tiles + number + tile),
+                       own ? unit.own_row + tile * kRows : -1, first, left == 0});
+      first = false;
+    }
+    skip = max(skip - tiles, 0);
+  }
+}
+
 }  // namespace moba::cuda

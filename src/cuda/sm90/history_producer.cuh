@@ -18,7 +18,7 @@ inline constexpr int kGatherWarps = 3;  // of the producers; the first warp orde
 inline constexpr int kGatherRows = 48;  // of a tile by each of them: 48, 48 and 32
 inline constexpr unsigned kPollNanoseconds = 40;
 inline constexpr int kProducerRegisters = 72;
-inline constexpr int kConsumerRegisters = 216;  // 128 * 72 + 256 * 216 <= 65536
+inline constexpr int kConsumerRegisters = 216;  // 128 * 72 + 256 * 216 <= 384 * 168, which the launch has
 inline constexpr std::uint32_t kNoPlace = 0xffffffffu;
 
 /// What the multiplying warpgroups must know of a tile of rows; key_tiles == 0 ends the work.
@@ -82,12 +82,12 @@ struct Lookup {
     head = unit.head + position - entry_index * group;
     entry = __ldg(args.entries + unit.item.begin + entry_index);
   }
-  /// The row of q; any other for none: what becomes of it is not stored.
-  template <class T>
-  __device__ __forceinline__ const T* source(const HistoryArgs& args) const {
-    const T* q = static_cast<const T*>(args.q);
-    if (entry == kNone) return q;
-    return q + (args.partials.first_row + (entry >> kSlotBits)) * args.q_row_stride + head * args.q_head_stride;
+  /// Where the row lies in q, in pieces of 16 bytes; anywhere for none: what becomes of it is not stored.
+  __device__ __forceinline__ std::uint32_t source(const HistoryArgs& args) const {
+    if (entry == kNone) return 0;
+    const std::int64_t at = (args.partials.first_row + (entry >> kSlotBits)) * args.q_row_stride +
+                            head * args.q_head_stride;
+    return static_cast<std::uint32_t>(at / 8);
   }
   /// Where its partial result goes.
   __device__ __forceinline__ std::uint32_t place(const HistoryArgs& args) const {
@@ -128,22 +128,38 @@ __device__ __forceinline__ void produce_keys(const HistoryArgs& args, const CUte
   }
 }
 
-/// kCount rows of a tile by one warp; lane l knows the address of row l.
+/// The row, of each 32, that a lane looks up: gather_rows() then takes the rows of each step from lanes whose numbers
+/// are known to the compiler.
+template <int kDim>
+__device__ __forceinline__ int looked_up_row() {
+  constexpr int kChunks = kDim / 8, kRowsAtOnce = 32 / kChunks;
+  const int lane = threadIdx.x % 32;
+  return lane % kChunks * kRowsAtOnce + lane / kChunks;
+}
+
+/// kCount rows of a tile by one warp; each lane knows where the row looked_up_row() is.
 template <class T, int kDim, int kCount>
-__device__ __forceinline__ void gather_rows(const T* source, int first_row, T* shared) {
+__device__ __forceinline__ void gather_rows(const HistoryArgs& args, std::uint32_t source, int first_row, T* shared) {
   constexpr int kChunks = kDim / 8;          // of 16 bytes in a row
   constexpr int kRowsAtOnce = 32 / kChunks;  // by one warp
   constexpr int kPeriod = 8 / kRowsAtOnce;   // the swizzle repeats after eight rows
+  constexpr int kSteps = kCount / kRowsAtOnce, kBatch = 8 < kSteps ? 8 : kSteps;
   const int lane = threadIdx.x % 32, chunk = lane % kChunks, row = lane / kChunks;
   const std::uint32_t base = shared_address(shared) + first_row * kPanelRowBytes;
   std::uint32_t to[kPeriod];
 #pragma unroll
   for (int i = 0; i < kPeriod; ++i) to[i] = base + swizzled_offset(kRows, i * kRowsAtOnce + row, chunk);
+  const uint4* q = static_cast<const uint4*>(args.q) + chunk;
 #pragma unroll
-  for (int step = 0; step < kCount / kRowsAtOnce; ++step) {
-    const auto from = reinterpret_cast<const T*>(
-        __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(source), step * kRowsAtOnce + row));
-    copy_16_async(to[step % kPeriod] + step / kPeriod * 8 * kPanelRowBytes, from + chunk * 8);
+  for (int first = 0; first < kSteps; first += kBatch) {
+    std::uint32_t from[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) from[i] = __shfl_sync(0xffffffffu, source, first + i, kChunks);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int step = first + i;
+      copy_16_async(to[step % kPeriod] + step / kPeriod * 8 * kPanelRowBytes, q + from[i]);
+    }
   }
 }
 
@@ -153,6 +169,7 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
   const int warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
   const bool leads = warp == 0 && lane == 0;
   const int first_row = warp * kGatherRows, rows = min(kGatherRows, kRows - first_row);
+  const int row = looked_up_row<kDim>();
   RingPlace<kUnitStages> unit_place;
   std::int64_t next_unit = blockIdx.x;  // of the leader
   const auto take_unit = [&] {
@@ -192,18 +209,18 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
   Unit unit = take_unit();
   int tile = 0, tiles = unit.tiles();
   Lookup lookup[2];
-  TileInfo info;
+  std::int32_t keys, edges;  // of the block; 1: the first tile of its unit, 2: the last
   const auto look_up = [&] {
-    lookup[0].find(args, unit, tile * kRows + first_row + lane);
-    if (lane + 32 < rows) lookup[1].find(args, unit, tile * kRows + first_row + 32 + lane);
-    const int key_tiles = unit.valid ? unit.key_tiles(kKeys) : 0;
-    info = {key_tiles, unit.item.keys - (key_tiles - 1) * kKeys, tile == 0, tile + 1 == tiles};
+    lookup[0].find(args, unit, tile * kRows + first_row + row);
+    if (row + 32 < rows) lookup[1].find(args, unit, tile * kRows + first_row + 32 + row);
+    keys = unit.valid ? unit.item.keys : 0;
+    edges = (tile == 0 ? 1 : 0) + (tile + 1 == tiles ? 2 : 0);
   };
   look_up();
   while (true) {
     const Lookup now[2] = {lookup[0], lookup[1]};
-    const TileInfo now_info = info;
-    if (now_info.key_tiles > 0) {
+    const std::int32_t now_keys = keys, now_edges = edges;
+    if (now_keys > 0) {
       if (++tile == tiles) {
         unit = take_unit();
         tile = 0, tiles = unit.tiles();
@@ -217,20 +234,23 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
     }
     T* q = storage.q[q_place.stage];
     std::uint32_t* place = storage.place[q_place.stage] + first_row;
-    if (leads) storage.info[q_place.stage] = now_info;
-    if (now_info.key_tiles > 0) {
-      place[lane] = now[0].place(args);
-      gather_rows<T, kDim, 32>(now[0].source<T>(args), first_row, q);
+    if (leads) {
+      const std::int32_t key_tiles = (now_keys + kKeys - 1) / kKeys;
+      storage.info[q_place.stage] = {key_tiles, now_keys - (key_tiles - 1) * kKeys, now_edges & 1, now_edges & 2};
+    }
+    if (now_keys > 0) {
+      place[row] = now[0].place(args);
+      gather_rows<T, kDim, 32>(args, now[0].source(args), first_row, q);
       if (rows > 32) {
         hand_on();
-        if (lane + 32 < rows) place[lane + 32] = now[1].place(args);
-        gather_rows<T, kDim, kGatherRows - 32>(now[1].source<T>(args), first_row + 32, q);
+        if (row + 32 < rows) place[row + 32] = now[1].place(args);
+        gather_rows<T, kDim, kGatherRows - 32>(args, now[1].source(args), first_row + 32, q);
       }
     }
     storage.q_copied[q_place.stage][warp].arrive_after_copies();
     q_place.advance();
     ++copying;
-    if (now_info.key_tiles == 0) break;
+    if (now_keys == 0) break;
   }
   while (copying > 0) hand_on();
 }
