@@ -95,8 +95,7 @@ __global__ void __launch_bounds__(kThreads) row_terms_kernel(const TermsInput in
 /// of the slot's block.
 template <class T, int kDim>
 struct RoundedPlaces {
-  static constexpr bool kAlone = false;  // whether there is one place a slot, whatever the block
-  static constexpr int kAtOnce = 8;      // slots that are asked for together
+  static constexpr int kAtOnce = 8;  // slots that are listed, and places that are asked for, together
   struct Part {
     uint4 words = {};
     __device__ void add_to(float (&sums)[8]) const { add_8<T>(sums, words); }
@@ -121,7 +120,6 @@ struct RoundedPlaces {
 /// multiply hold them: a lane has columns [4 * (lane % 2), …) of the first and of the second half of 16 columns.
 template <class T, int kDim>
 struct TilePlaces {
-  static constexpr bool kAlone = true;
   static constexpr int kAtOnce = 4;
   struct Part {
     float4 low = {}, high = {};
@@ -185,35 +183,28 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardCh
           listed |= 1u << i;
           previous = blocks[i];
         }
-        if (Places::kAlone || places.units == 1) {
+        // The places of these slots, one after the other.
+        for (int slot = 0, unit = 0; listed >> slot != 0;) {
           Part parts[Places::kAtOnce];
 #pragma unroll
           for (int i = 0; i < Places::kAtOnce; ++i) {
-            if (listed >> i & 1u) places.load(parts[i], first + i, 0);
+            if (listed >> slot & 1u) places.load(parts[i], first + slot, unit);
+            if (++unit == places.units) unit = 0, ++slot;
           }
 #pragma unroll
           for (int i = 0; i < Places::kAtOnce; ++i) parts[i].add_to(sums);
-          continue;
-        }
-        if constexpr (!Places::kAlone) {
-          for (; listed != 0; listed &= listed - 1) {
-            const int slot = first + __ffs(static_cast<int>(listed)) - 1;
-#pragma unroll 4
-            for (int unit = 0; unit < places.units; ++unit) {
-              Part part;
-              places.load(part, slot, unit);
-              part.add_to(sums);
-            }
-          }
         }
       }
       const int own_units =
           places.units == 1 ? 1 : static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
-#pragma unroll 4
-      for (int unit = 0; unit < own_units; ++unit) {
-        Part part;
-        places.load(part, chunk.budget, unit);
-        part.add_to(sums);
+      for (int unit = 0; unit < own_units; unit += 4) {
+        Part parts[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (unit + i < own_units) places.load(parts[i], chunk.budget, unit + i);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) parts[i].add_to(sums);
       }
     }
     Places::store(chunk.dq, row, head, lane, sums);
