@@ -16,6 +16,7 @@ namespace moba::cuda {
 namespace {
 
 constexpr std::int64_t kSmallestBlock = 16;
+constexpr std::int64_t kMostElements = std::int64_t{1} << 35;  // of q: its rows are found in pieces of 8, in 32 bits
 
 void require_native(bool holds, const char* verb, const std::string& what, const char* rule) {
   if (holds) return;
@@ -60,6 +61,8 @@ void attend(Context& context, const AttendArgs& args) {
   require_aligned("k", args.k);
   require_aligned("v", args.v);
   require_aligned("out", args.result.out);
+  require_native((rows - 1) * args.q.stride[0] + heads * args.q.stride[1] <= kMostElements, "attend",
+                 "q spans more than 64 GiB", "less");
   const std::int64_t budget = args.selection.budget(), lists = args.selection.selection_heads();
   const HeadGroups groups = head_groups(heads, args.k.shape[1], lists);
   const cudaStream_t stream = stream_of(context);
@@ -119,10 +122,11 @@ void attend(Context& context, const AttendArgs& args) {
       partials.heads = static_cast<std::int32_t>(slice.lists) * groups.heads_per_list;
       partials.budget = static_cast<std::int32_t>(budget);
       if (budget > 0 && map.block_rows() > 0) {
-        inverse.build(slice);
         const auto slots = static_cast<std::size_t>(slice.rows * partials.heads * budget);
-        // The counter of units begins at -1, which is what marks a slot without a block too.
+        // The counter of units begins at -1, which is what marks a slot without a block too. Before the kernels: what
+        // is between two of them keeps the second from being launched early.
         check_cuda(cudaMemsetAsync(partials.lse, 0xff, (slots + 1) * sizeof(float), stream), "cudaMemsetAsync");
+        inverse.build(slice);
         history.units_taken = reinterpret_cast<std::int32_t*>(partials.lse + slots);
         history.items = inverse.items();
         history.item_count = inverse.item_count();

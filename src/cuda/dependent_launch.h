@@ -19,6 +19,15 @@ __device__ __forceinline__ void wait_for_launches_before() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
+/// The two halves of it, for kernels with work that needs nothing of the launch before. Once all blocks of threads have
+/// allowed it the next launch may begin; where it was allowed after waiting, all that came before this launch is
+/// complete by then, and only what this launch itself does is not.
+__device__ __forceinline__ void allow_launch_after() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_launch_before() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
 #endif
 
 /// Launches `kernel` with as much dynamic shared memory as given; errors carry its name.

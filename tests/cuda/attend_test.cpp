@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "cases/dense.h"
 #include "cuda/device.h"
 #include "cuda/verbs.h"
+#include "moba/error.h"
 
 namespace moba::test {
 namespace {
@@ -59,6 +61,27 @@ void expect_right(DeviceContext& context, const Problem& problem, const Selectio
   constexpr double kRoundings = 4.0;
   EXPECT_TRUE(cases::within_twice(result.out, dense.out, exact.out, kRoundings)) << "out";
   EXPECT_TRUE(cases::within_twice(result.lse, dense.lse, exact.lse, kRoundings)) << "lse";
+}
+
+/// Rows of q are found in 32 bits. The refusal comes before anything is read.
+TEST(CudaAttendLimits, QueriesThatSpanTooMuchAreRefused) {
+  constexpr std::int64_t kRows = 9, kHeads = 2, kDim = 128;
+  DeviceContext context;
+  const DeviceTensor list(context, HostTensor(DType::kInt32, {kRows, kHeads, 1}));
+  const DeviceTensor rows(context, HostTensor(DType::kBFloat16, {kRows, kHeads, kDim}));
+  const DeviceTensor lse(context, HostTensor(DType::kFloat32, {kHeads, kRows}));
+  AttendArgs args{rows.view(), rows.view(), rows.view(), {}, {}, 1.0, {rows.view(), lse.view()}};
+  args.selection.kind = SelectionKind::kList;
+  args.selection.block_size = 64;
+  args.selection.blocks = list.view();
+  args.q.stride[0] = std::int64_t{1} << 32;
+  try {
+    cuda::attend(context, args);
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+    EXPECT_NE(std::string(error.what()).find("64 GiB"), std::string::npos) << error.what();
+  }
 }
 
 class CudaAttend : public ::testing::TestWithParam<Case> {};

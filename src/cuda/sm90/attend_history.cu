@@ -2,15 +2,16 @@
 //
 // A work item is a block and some of the rows that chose it; thread blocks take one after the other from a counter. Its
 // rows are taken 128 at a time: three warps gather them with 16-byte copies, up to three tiles ahead, another orders K
-// and V of the block from the copy engine; two warpgroups multiply, 64 rows each. A block that fits one tile of keys stays in shared memory for all tiles of the
-// item; a larger one streams through a ring once for every 128 rows. To the multiplying warpgroups all this is one
-// sequence of steps (a tile of rows, a tile of keys): the product S = Q K^T of a step runs beside O += P V of the one
-// before, across tiles and items, and the two warpgroups take turns so that one's exponentials hide behind the
-// other's products.
+// and V of the block from the copy engine; two warpgroups multiply, 64 rows each. A block that fits one tile of keys
+// stays in shared memory for all tiles of the item; a larger one streams through a ring once for every 128 rows. To the
+// multiplying warpgroups all this is one sequence of steps (a tile of rows, a tile of keys), across tiles and items:
+// the product S = Q K^T of a step runs beside the stores or the scaling that the step before left, O += P V of the step
+// before beside the exponentials of this one, and the two warpgroups take turns so that one's exponentials hide behind
+// the other's products.
 #include <algorithm>
 
 #include "cuda/attend.h"
-#include "cuda/cuda_check.h"
+#include "cuda/dependent_launch.h"
 #include "cuda/device/barrier.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/softmax.cuh"
@@ -52,21 +53,20 @@ __device__ __forceinline__ void clear_tail(T* v, int keys, int group) {
   named_sync(1 + group, 128);
 }
 
-/// What a tile's rows leave: the factors of their accumulators, the log-sum-exps, and the places of both.
+/// Rows whose keys have all been seen: the factors of their accumulators, and where this lane's part of them goes among
+/// the partial results; nowhere for rows that are none.
+template <class T>
 struct EndedRows {
-  float factor[2], lse[2];
-  std::uint32_t place[2] = {kNoPlace, kNoPlace};
+  float factor[2] = {0.0f, 0.0f};
+  T* out[2] = {nullptr, nullptr};
 };
 
-/// Rows of the accumulator, scaled, to their places among the partial results, in the order of Partials.
+/// Rows of the accumulator, scaled, in the order of Partials.
 template <class T, int kDim>
-__device__ __forceinline__ void store_rows(const Partials& partials, const EndedRows& rows,
-                                           const float (&o)[kDim / 2]) {
-  const int lane = threadIdx.x % 4;
+__device__ __forceinline__ void store_rows(const EndedRows<T>& rows, const float (&o)[kDim / 2]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    if (rows.place[i] == kNoPlace) continue;
-    T* out = static_cast<T*>(partials.out) + static_cast<std::int64_t>(rows.place[i]) * kDim + lane * 8;
+    if (rows.out[i] == nullptr) continue;
 #pragma unroll
     for (int part = 0; part < kDim / 32; ++part) {
       std::uint32_t words[4];
@@ -76,10 +76,8 @@ __device__ __forceinline__ void store_rows(const Partials& partials, const Ended
         words[j] = pack<T>(o[at] * rows.factor[i], o[at + 1] * rows.factor[i]);
       }
       // Read once, by another kernel: Q, K and V shall stay in the L2 cache instead.
-      __stcs(reinterpret_cast<uint4*>(out + part * 32), uint4{words[0], words[1], words[2], words[3]});
+      __stcs(reinterpret_cast<uint4*>(rows.out[i] + part * 32), uint4{words[0], words[1], words[2], words[3]});
     }
-    // All bits set mean "no partial here"; a NaN of this kernel must not look like that.
-    if (lane == 0) partials.lse[rows.place[i]] = isnan(rows.lse[i]) ? __int_as_float(0x7fffffff) : rows.lse[i];
   }
 }
 
@@ -157,19 +155,27 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
     v_place.advance();
   };
   // What the product before last left: scaled where the next adds to it, stored where it was the tile's last.
-  EndedRows ended;
+  EndedRows<T> ended;
   const auto take_last = [&] {
     if (key_tile > 0) {
       scale_rows<kDim>(o, shrink);
     } else {
-      store_rows<T, kDim>(args.partials, ended, o);
+      store_rows<T, kDim>(ended, o);
     }
   };
   const auto end_rows = [&] {
-    state.finish(args.softmax_scale, ended.factor, ended.lse);
-    ended.place[0] = places[0], ended.place[1] = places[1];
+    const int lane = threadIdx.x % 4;
+    float lse[2];
+    state.finish(args.softmax_scale, ended.factor, lse);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      ended.out[i] = nullptr;
+      if (places[i] == kNoPlace) continue;
+      ended.out[i] = static_cast<T*>(args.partials.out) + static_cast<std::int64_t>(places[i]) * kDim + lane * 8;
+      // All bits set mean "no partial here"; a NaN of this kernel must not look like that.
+      if (lane == 0) args.partials.lse[places[i]] = isnan(lse[i]) ? __int_as_float(0x7fffffff) : lse[i];
+    }
   };
-  ended.factor[0] = ended.factor[1] = ended.lse[0] = ended.lse[1] = 0.0f;
 #pragma unroll
   for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
 
@@ -224,7 +230,7 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
   wgmma_wait<0>();
   hold_registers(o);
   end_rows();
-  store_rows<T, kDim>(args.partials, ended, o);
+  store_rows<T, kDim>(ended, o);
 }
 
 template <class T, int kDim, int kKeys>
@@ -254,6 +260,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     fence_barrier_init();
   }
+  wait_for_launch_before();
+  allow_launch_after();
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<kProducerRegisters>();
@@ -273,11 +281,8 @@ void launch(cudaStream_t stream, const HistoryArgs& args, const CUtensorMap& k_m
             std::int64_t max_units) {
   const auto kernel = attend_history_kernel<T, kDim, kKeys>;
   constexpr int kBytes = sizeof(HistoryStorage<T, kDim, kKeys>) + 1024;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-             "cudaFuncSetAttribute(attend_history_kernel)");
   const auto grid = static_cast<unsigned>(std::min<std::int64_t>(multiprocessors(), max_units));
-  kernel<<<grid, kThreads, kBytes, stream>>>(args, k_map, v_map);
-  check_cuda(cudaGetLastError(), "attend_history_kernel");
+  launch_dependent(kernel, "attend_history_kernel", grid, kThreads, kBytes, stream, args, k_map, v_map);
 }
 
 }  // namespace

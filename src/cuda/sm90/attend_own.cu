@@ -6,6 +6,7 @@
 
 #include "cuda/attend.h"
 #include "cuda/cuda_check.h"
+#include "cuda/dependent_launch.h"
 #include "cuda/device/barrier.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/softmax.cuh"
@@ -199,8 +200,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
                       const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map) {
   extern __shared__ char shared[];
   auto& storage = *reinterpret_cast<OwnStorage<T, kDim>*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
+  // Only the merge needs what attend_history does, and that began when all before it was complete.
+  if (args.partials.budget == 0) wait_for_launch_before();
   const RowTile tile(args, blockIdx.x);
-  if (tile.rows == 0) return;
+  if (tile.rows == 0) {
+    wait_for_launch_before();
+    return;
+  }
   const auto head = static_cast<std::int32_t>(args.partials.first_head + blockIdx.y);
   const std::int32_t kv_head = head / args.heads_per_kv;
 
@@ -339,6 +345,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     }
   }
 
+  wait_for_launch_before();
   merge_and_store<T, kDim>(args, head, rows, o, lse);
 }
 
@@ -363,12 +370,9 @@ void launch_attend_own(cudaStream_t stream, DType dtype, std::int64_t head_dim, 
   dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
     const auto kernel = attend_own_kernel<T, kDim>;
     constexpr int kBytes = sizeof(OwnStorage<T, kDim>) + 1024;
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-               "cudaFuncSetAttribute(attend_own_kernel)");
     const dim3 grid(static_cast<unsigned>(args.rows / kRows + args.sequence_count),
                     static_cast<unsigned>(args.partials.heads));
-    kernel<<<grid, kThreads, kBytes, stream>>>(args, q_map, k_map, v_map);
-    check_cuda(cudaGetLastError(), "attend_own_kernel");
+    launch_dependent(kernel, "attend_own_kernel", grid, kThreads, kBytes, stream, args, q_map, k_map, v_map);
   });
 }
 

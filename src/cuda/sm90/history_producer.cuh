@@ -85,8 +85,8 @@ struct Lookup {
   /// Where the row lies in q, in pieces of 16 bytes; anywhere for none: what becomes of it is not stored.
   __device__ __forceinline__ std::uint32_t source(const HistoryArgs& args) const {
     if (entry == kNone) return 0;
-    const std::int64_t at = (args.partials.first_row + (entry >> kSlotBits)) * args.q_row_stride +
-                            head * args.q_head_stride;
+    const std::int64_t at =
+        (args.partials.first_row + (entry >> kSlotBits)) * args.q_row_stride + head * args.q_head_stride;
     return static_cast<std::uint32_t>(at / 8);
   }
   /// Where its partial result goes.
@@ -228,10 +228,11 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
       look_up();  // used in the next round
     }
     hand_on();
-    while (!has_room()) {
+    while (copying > 0 && !has_room()) {
       hand_on();
       __nanosleep(kPollNanoseconds);
     }
+    storage.q_empty[q_place.stage].wait(q_place.parity ^ 1u);  // asleep, which leaves the multiplying warps their turns
     T* q = storage.q[q_place.stage];
     std::uint32_t* place = storage.place[q_place.stage] + first_row;
     if (leads) {
