@@ -23,6 +23,7 @@ std::int64_t PairFold::bytes(const AttendRows& call, std::int64_t ids, std::int6
 PairFold::PairFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks)
     : call_(call),
       kernel_(*pair_kernels()),
+      ready_(kernel_),
       row_(padded(call.dims.dim) / 2),
       coming_(call.args.k, call.args.v),
       q_(call.context, ids * row_, "query rows"),

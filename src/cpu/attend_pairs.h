@@ -22,6 +22,7 @@ class PairFold {
 
   const AttendRows& call_;
   const PairKernels& kernel_;
+  ReadyForProducts ready_;
   std::int64_t row_;       // pairs of a row of q and k in scratch
   std::int64_t keys_ = 0;  // of the tile at hand
   KeysAhead coming_;

@@ -45,6 +45,7 @@ class PairGate {
         heads_of_list_(heads_of_list),
         tile_(blocks_of_tile(most_past)),
         kernels_(*pair_kernels()),
+        ready_(kernels_),
         blocks_(context, heads_of_list * tile_ * row_, "a tile of representatives"),
         lanes_(context, heads_of_list * row_ * kPairRows, "query rows"),
         scores_(context, tile_ * kPairRows, "a tile of scores"),
@@ -221,6 +222,7 @@ class PairGate {
   const BlockRows& representatives_;
   std::int64_t dim_, row_, heads_of_list_, tile_;
   const PairKernels& kernels_;
+  ReadyForProducts ready_;
   Scratch<Pair> blocks_, lanes_;
   Scratch<float> scores_;
   HeadFold fold_;

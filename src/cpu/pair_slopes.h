@@ -14,6 +14,7 @@ class PairSlopes {
       : args_(args),
         dims_(dims),
         kernel_(*pair_kernels()),
+        ready_(kernel_),
         k_row_(padded(dims.dim) / 2),
         v_row_(padded(dims.value_dim) / 2),
         k_(context, keys * k_row_, "a tile of keys"),
@@ -85,6 +86,7 @@ class PairSlopes {
   const AttendBackwardArgs& args_;
   const Dims& dims_;
   const PairKernels& kernel_;
+  ReadyForProducts ready_;
   std::int64_t k_row_, v_row_, lanes_ = 0;
   float lse_[kPairRows] = {}, delta_[kPairRows] = {}, dlse_[kPairRows] = {};
   std::int32_t begin_[kPairRows] = {}, end_[kPairRows] = {};

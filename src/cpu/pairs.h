@@ -36,7 +36,8 @@ struct PairSource {
 };
 
 /// C [m, n] = A B, or C * scale + A B, with A [m, pairs] at a + i * a_row + p * a_pair and B in panels. Every element
-/// is one chain over the pairs in ascending order: its bits depend neither on m nor on n.
+/// is one chain over the pairs in ascending order: its bits depend neither on m nor on n. Where a_pair is not 1, or rows
+/// of C are scaled or have ids, m is at most kPairRows; where a_pair is not 1, pairs are at most kPairKeys / 2.
 struct PairProduct {
   std::int64_t m = 0, n = 0, pairs = 0;
   const Pair* a = nullptr;
@@ -76,6 +77,10 @@ struct PairTerms {
 };
 
 struct PairKernels {
+  /// What a thread does before its first product and after its last one.
+  void (*begin_products)();
+  void (*end_products)();
+
   /// dst [rows][row_pairs] = the rows, zero behind their columns.
   void (*copy_rows)(const PairSource& src, Pair* dst, std::int64_t row_pairs);
 
@@ -122,11 +127,22 @@ struct PairKernels {
 inline constexpr std::int64_t kMostKept =
     16;  // the best of a lane live in registers; beyond, a heap per row is quicker
 
-/// The table, or null where this build or this processor lacks the instruction, or a limit on the SIMD level excludes
-/// it.
+/// The best table that build, processor, operating system and the limit on the SIMD level leave; null for none.
 const PairKernels* pair_kernels();
 
-/// The table whatever the limit; null where build or processor lack it. Asked once; use pair_kernels().
-const PairKernels* compiled_pair_kernels();
+/// Whether the table is that of matrix tiles.
+bool pairs_have_tiles();
+
+/// Has a thread ready for products while it lives; one at a time.
+class ReadyForProducts {
+ public:
+  explicit ReadyForProducts(const PairKernels& kernels) : kernels_(kernels) { kernels_.begin_products(); }
+  ~ReadyForProducts() { kernels_.end_products(); }
+  ReadyForProducts(const ReadyForProducts&) = delete;
+  ReadyForProducts& operator=(const ReadyForProducts&) = delete;
+
+ private:
+  const PairKernels& kernels_;
+};
 
 }  // namespace moba::cpu
