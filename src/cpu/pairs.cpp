@@ -47,11 +47,19 @@ const PairKernels* pair_kernels() {
   return pairs_have_tiles() ? &amx_bf16::kTable : &avx512_bf16::kTable;
 }
 
+const PairKernels* pair_product_kernels() {
+  return pairs_have_tiles() || !__builtin_cpu_is("intel") ? pair_kernels() : nullptr;
+}
+
 bool pairs_have_tiles() {
   return pair_limit() == PairLimit::kTiles && has_pairs() && has_tiles();
 }
 #else
 const PairKernels* pair_kernels() {
+  return nullptr;
+}
+
+const PairKernels* pair_product_kernels() {
   return nullptr;
 }
 

@@ -26,6 +26,10 @@ inline constexpr std::int64_t kPairTileKeys = 512;
 constexpr std::int64_t pairs_of(std::int64_t count) {
   return (count + 1) / 2;
 }
+/// Pairs of a row in scratch: whole vectors, so that every row begins with a line of the cache.
+constexpr std::int64_t pair_row(std::int64_t columns) {
+  return (columns + 31) / 32 * 16;
+}
 
 /// bfloat16 rows: row i is data + (ids ? ids[i] : i) * stride; its columns are contiguous.
 struct PairSource {
@@ -36,17 +40,16 @@ struct PairSource {
 };
 
 /// C [m, n] = A B, or C * scale + A B, with A [m, pairs] at a + i * a_row + p * a_pair and B in panels. Every element
-/// is one chain over the pairs in ascending order: its bits depend neither on m nor on n. Where a_pair is not 1, or rows
-/// of C are scaled or have ids, m is at most kPairRows; where a_pair is not 1, pairs are at most kPairKeys / 2.
+/// is one chain over the pairs in ascending order: its bits depend neither on m nor on n. Where a_pair is not 1, A is
+/// weights: m is at most kPairRows, and pairs at most kPairKeys / 2.
 struct PairProduct {
   std::int64_t m = 0, n = 0, pairs = 0;
   const Pair* a = nullptr;
   std::int64_t a_row = 0, a_pair = 1;  // in pairs
   const Pair* b = nullptr;
   std::int64_t b_panel_stride = 0;  // in pairs
-  float* c = nullptr;               // row i is c + (c_ids ? c_ids[i] : i) * c_row, with room for padded(n) floats
+  float* c = nullptr;  // rows have room for padded(n) floats
   std::int64_t c_row = 0;
-  const std::int32_t* c_ids = nullptr;
   const float* c_scale = nullptr;  // [m]; null for 1
   bool accumulate = false;
 };
@@ -129,6 +132,11 @@ inline constexpr std::int64_t kMostKept =
 
 /// The best table that build, processor, operating system and the limit on the SIMD level leave; null for none.
 const PairKernels* pair_kernels();
+
+/// The same for attention over tiles of rows, forward and backward, whose products are nearly all of the work. Null on
+/// processors with the instruction but not its speed: Intel's issue it at half the rate of float32 products, so these
+/// are as fast, and want less around them. There the gate and few rows are for pairs, these are not.
+const PairKernels* pair_product_kernels();
 
 /// Whether the table is that of matrix tiles.
 bool pairs_have_tiles();

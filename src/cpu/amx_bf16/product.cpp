@@ -116,36 +116,32 @@ void multiply_pairs(const PairProduct& p, std::int64_t first, std::int64_t steps
   }
 }
 
-/// A and C as they lie: neighbouring pairs of a row, rows one behind the other.
-void multiply_in_place(const PairProduct& p) {
-  const std::int64_t steps = p.pairs / kTile, rest = p.pairs % kTile;
-  if (steps > 0) multiply_pairs(p, 0, steps, kTile, p.accumulate);
-  if (rest > 0) multiply_pairs(p, steps * kTile, 1, rest, p.accumulate || steps > 0);
-}
-
-/// Rows of A [64][32] whose pairs lie p.a_pair apart.
+/// Weights [pairs][64] as rows of A [64][32].
 void lay_out_rows(const PairProduct& p, Pair* rows) {
   for (std::int64_t row = 0; row < p.m; row += kTile) {
     for (std::int64_t pair = 0; pair < p.pairs; pair += kTile) {
-      const std::int64_t here = p.pairs - pair < kTile ? p.pairs - pair : kTile;
+      const std::int64_t rest = p.pairs - pair;
+      const Pair* from = p.a + pair * p.a_pair + row;
       __m512i square[kTile];
-      for (std::int64_t i = 0; i < here; ++i) square[i] = _mm512_loadu_si512(p.a + (pair + i) * p.a_pair + row);
-      for (std::int64_t i = here; i < kTile; ++i) square[i] = _mm512_setzero_si512();
+#pragma GCC unroll 16
+      for (int i = 0; i < kTile; ++i) {
+        square[i] = i < rest ? _mm512_loadu_si512(from + i * p.a_pair) : _mm512_setzero_si512();
+      }
       avx512_bf16::transpose(square);
-      for (std::int64_t i = 0; i < kTile; ++i) _mm512_storeu_si512(rows + (row + i) * kPairKeys / 2 + pair, square[i]);
+      Pair* to = rows + row * kPairKeys / 2 + pair;
+#pragma GCC unroll 16
+      for (int i = 0; i < kTile; ++i) _mm512_store_si512(to + i * kPairKeys / 2, square[i]);
     }
   }
 }
 
-/// The rows of C [m, 64] of a panel take up their sums.
-void add_sums(const PairProduct& p, std::int64_t column, std::int64_t columns, const float* sums) {
+/// Most rows are not scaled: the greatest score of one seldom moves.
+void scale_rows(const PairProduct& p) {
   for (std::int64_t i = 0; i < p.m; ++i) {
-    float* to = p.c + (p.c_ids ? p.c_ids[i] : i) * p.c_row + column;
-    const __m512 scale = _mm512_set1_ps(p.c_scale ? p.c_scale[i] : 1.0f);
-    for (std::int64_t c = 0; c < columns; c += kTile) {
-      const __m512 sum = _mm512_load_ps(sums + i * kPanelLanes + c);
-      _mm512_storeu_ps(to + c, p.accumulate ? _mm512_fmadd_ps(_mm512_loadu_ps(to + c), scale, sum) : sum);
-    }
+    if (p.c_scale[i] == 1.0f) continue;
+    const __m512 scale = _mm512_set1_ps(p.c_scale[i]);
+    float* row = p.c + i * p.c_row;
+    for (std::int64_t c = 0; c < p.n; c += kTile) _mm512_storeu_ps(row + c, _mm512_mul_ps(_mm512_loadu_ps(row + c), scale));
   }
 }
 
@@ -168,20 +164,10 @@ void multiply(const PairProduct& product) {
     p.a_row = kPairKeys / 2;
     p.a_pair = 1;
   }
-  if (p.c_ids == nullptr && p.c_scale == nullptr) return multiply_in_place(p);
-  alignas(64) float sums[kPairRows * kPanelLanes];
-  for (std::int64_t column = 0; column < p.n; column += kPanelLanes) {
-    PairProduct panel = p;
-    panel.n = p.n - column < kPanelLanes ? p.n - column : kPanelLanes;
-    panel.b += column / kPanelLanes * p.b_panel_stride;
-    panel.c = sums;
-    panel.c_row = kPanelLanes;
-    panel.c_ids = nullptr;
-    panel.c_scale = nullptr;
-    panel.accumulate = false;
-    multiply_in_place(panel);
-    add_sums(p, column, panel.n, sums);
-  }
+  if (p.c_scale != nullptr) scale_rows(p);
+  const std::int64_t steps = p.pairs / kTile, rest = p.pairs % kTile;
+  if (steps > 0) multiply_pairs(p, 0, steps, kTile, p.accumulate);
+  if (rest > 0) multiply_pairs(p, steps * kTile, 1, rest, p.accumulate || steps > 0);
 }
 
 void dot_lanes(const Pair* a, const Pair* b, std::int64_t pairs, float* dst) {

@@ -6,7 +6,7 @@
 namespace moba::cpu::avx512_bf16 {
 
 /// A matrix of 16 x 16 pairs, transposed in place.
-inline void transpose(__m512i* r) {
+inline __attribute__((always_inline)) void transpose(__m512i* r) {
   __m512i t[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {
