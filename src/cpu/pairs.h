@@ -18,7 +18,7 @@ namespace moba::cpu {
 using Pair = std::uint32_t;
 
 inline constexpr std::int64_t kPairRows = 64;  // query rows of a tile: four vectors of 16 lanes
-inline constexpr std::int64_t kPairKeys = 64;  // keys of a tile of scores: 16 KiB, half the first-level cache
+inline constexpr std::int64_t kPairKeys = 128;  // keys of a tile of scores: 32 KiB, most of the first-level cache
 // Keys laid out at a time: K and V of them stay in the second-level cache (256 KiB at a head dim of 128), and a tile of
 // query rows is laid out once for all of them.
 inline constexpr std::int64_t kPairTileKeys = 512;
