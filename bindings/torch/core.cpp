@@ -9,6 +9,7 @@
 #include "cuda_device.h"
 #include "moba/error.h"
 #include "native.h"
+#include "workspace.h"
 
 namespace moba::torch_ops {
 namespace {
@@ -93,6 +94,10 @@ void* TorchContext::allocate(std::size_t bytes) {
 
 void TorchContext::release(void* pointer) noexcept {
   c10::GetCPUAllocator()->raw_deallocate(pointer);
+}
+
+std::int64_t TorchContext::workspace_limit() const {
+  return torch_ops::workspace_limit();
 }
 
 CudaContext::CudaContext(int device) : stream_(current_stream(device)) {}

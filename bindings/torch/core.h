@@ -22,13 +22,14 @@ at::Tensor last_axis_contiguous(const at::Tensor& tensor);
 /// `batch` must outlive the result.
 PackedBatch view_of(const SequenceBatch& batch);
 
-/// at::parallel_for and torch's CPU allocator.
+/// at::parallel_for, torch's CPU allocator, and the process's workspace limit (workspace.h).
 class TorchContext final : public Context {
  public:
   void parallel_for(std::int64_t count, std::int64_t grain, RangeTask task) override;
   int num_threads() const override;
   void* allocate(std::size_t bytes) override;
   void release(void* pointer) noexcept override;
+  std::int64_t workspace_limit() const override;
 };
 
 /// Device memory of torch's caching allocator on torch's current stream. Made and used on the device of the tensors.
@@ -42,6 +43,7 @@ class CudaContext final : public Context {
   void* allocate(std::size_t bytes) override;
   void release(void* pointer) noexcept override;
   void* stream() const override { return stream_; }
+  std::int64_t workspace_limit() const override { return context_.workspace_limit(); }
 
  private:
   TorchContext context_;

@@ -24,6 +24,7 @@ from ._ops import (  # noqa: E402
     select,
     self_check,
 )
+from ._workspace import set_workspace_limit, workspace_limit  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -40,4 +41,6 @@ __all__ = [
     "moba_attn_varlen",
     "select",
     "self_check",
+    "set_workspace_limit",
+    "workspace_limit",
 ]

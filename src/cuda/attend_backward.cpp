@@ -37,6 +37,7 @@ class Plan {
         limit_(context.workspace_limit()) {
     const std::int64_t longest = std::max<std::int64_t>(1, std::min(args.batch.max_seqlen_k, keys_));
     unit_tiles = ceil_div(std::min(args.selection.block_size, longest), kUnitKeys);
+    turns = takes_turns(unit_tiles, static_cast<int>(dim_));
     chunk_rows = rows_;
     std::int64_t kv_chunks = 1;
     for (; kv_chunks < kv_heads_ && !fits(rows_, ceil_div(kv_heads_, kv_chunks)); ++kv_chunks) {
@@ -51,7 +52,8 @@ class Plan {
     slabs = most_slabs(tiles);
     units = block_rows_ * chunk_kv_heads * unit_tiles;
     items = units + slabs;
-    places = chunk_rows * chunk_kv_heads * group() * (budget_ + 1) * unit_tiles;
+    partial_bytes = places(chunk_rows, chunk_kv_heads) * place_bytes();
+    turn_words = turn_count(chunk_rows, chunk_kv_heads);
     sums = chunk_rows < rows_ ? 2 * chunk_kv_heads * keys_ * dim_ : 0;
   }
 
@@ -64,7 +66,8 @@ class Plan {
 
   std::int64_t chunk_rows = 0, chunk_kv_heads = 0;
   std::int64_t unit_tiles = 1, tile_limit = 0;
-  std::int64_t slabs = 0, units = 0, items = 0, places = 0, sums = 0;
+  bool turns = false;  // whether the units of a block take turns
+  std::int64_t slabs = 0, units = 0, items = 0, partial_bytes = 0, turn_words = 0, sums = 0;
 
  private:
   std::int64_t slab_bytes() const { return 2 * kUnitKeys * dim_ * 4; }
@@ -82,21 +85,31 @@ class Plan {
   }
   std::int64_t most_slabs(std::int64_t tiles) const { return ceil_div(2 * tiles, tile_limit_of(tiles)); }
 
+  std::int64_t places(std::int64_t rows, std::int64_t kv_heads) const {
+    return rows * kv_heads * group() * (budget_ + 1) * (turns ? 1 : unit_tiles);
+  }
+  std::int64_t place_bytes() const { return dim_ * (turns ? 4 : 2); }
+  std::int64_t turn_count(std::int64_t rows, std::int64_t kv_heads) const {
+    if (!turns) return 0;
+    return kv_heads * group() * turns_of_head(rows, budget_, block_rows_, tile_rows_of(static_cast<int>(dim_))) *
+           kTurnsOfTile;
+  }
+
   std::int64_t bytes(std::int64_t rows, std::int64_t kv_heads) const {
     const std::int64_t heads = kv_heads * group(), unit_count = block_rows_ * kv_heads * unit_tiles;
     const std::int64_t slab_count = most_slabs(most_tiles(rows, kv_heads));
     std::int64_t total = rows_ * heads_ * static_cast<std::int64_t>(sizeof(RowTerm));
-    total += rows * heads * (budget_ + 1) * unit_tiles * dim_ * 2 + slab_count * slab_bytes();
+    total += places(rows, kv_heads) * place_bytes() + turn_count(rows, kv_heads) * 4 + slab_count * slab_bytes();
     total += (unit_count + slab_count) * static_cast<std::int64_t>(sizeof(BackwardItem)) + unit_count * 8;
     if (budget_ > 0) total += BlockInverse::bytes({0, rows, 0, lists_of(0, heads)}, budget_, block_rows_, kItemRows);
     if (rows < rows_) total += 2 * kv_heads * keys_ * dim_ * 4;
     return total;
   }
-  /// Items and places are counted in 32 bits.
+  /// Units, items and places are counted in 32 bits.
+  static constexpr std::int64_t kMostUnits = std::int64_t{1} << 31;
   bool fits(std::int64_t rows, std::int64_t kv_heads) const {
-    const std::int64_t heads = kv_heads * group();
     return bytes(rows, kv_heads) <= limit_ && rows <= kMaxSliceRows &&
-           rows * heads * (budget_ + 1) * unit_tiles < (std::int64_t{1} << 32) - 1;
+           places(rows, kv_heads) < (std::int64_t{1} << 32) - 1 && block_rows_ * kv_heads * unit_tiles < kMostUnits;
   }
 
   std::int64_t rows_, keys_, heads_, kv_heads_, dim_, budget_, lists_, block_rows_, limit_;
@@ -179,13 +192,15 @@ void attend_backward(Context& context, const AttendBackwardArgs& args) {
   const Scratch<std::int32_t> counters(context, kBackwardCounters, "counters of the work list");
   const Scratch<BackwardItem> items(context, plan.items, "work list");
   const Scratch<UnitSlabs> unit_slabs(context, plan.units, "slabs of each unit");
-  const Scratch<std::uint16_t> partials(context, plan.places * dim, "gradients of queries from each block");
+  const Scratch<std::uint16_t> partials(context, plan.partial_bytes / 2, "gradients of queries from each block");
+  const Scratch<std::int32_t> turns(context, plan.turn_words, "turns of the units of a block");
   const Scratch<float> slabs(context, plan.slabs * 2 * kUnitKeys * dim, "gradients of keys from parts of the work");
   const Scratch<float> sums(context, plan.sums, "gradients of keys over chunks of rows");
   chunk.counters = counters.data();
   chunk.items = items.data();
   chunk.unit_slabs = unit_slabs.data();
   chunk.partials = partials.data();
+  chunk.turns = plan.turns ? turns.data() : nullptr;
   chunk.slabs = slabs.data();
   chunk.sums = plan.sums > 0 ? sums.data() : nullptr;
   std::optional<BlockInverse> inverse;
@@ -211,6 +226,11 @@ void attend_backward(Context& context, const AttendBackwardArgs& args) {
                         plan.lists_of(kv * plan.group(), chunk.kv_heads * plan.group())});
         chunk.offsets = inverse->offsets();
         chunk.entries = inverse->entries();
+      }
+      if (plan.turns) {
+        check_cuda(
+            cudaMemsetAsync(chunk.turns, 0, static_cast<std::size_t>(plan.turn_words) * sizeof(std::int32_t), stream),
+            "cudaMemsetAsync(turns)");
       }
       launch_list_items(chunk, dim, stream);
       launch_backward_products(chunk, dtype, dim, processors, stream);

@@ -13,8 +13,10 @@ namespace moba::cuda {
 
 #ifdef __CUDACC__
 /// First statement of every kernel that launch_dependent() launches: what the stream did before is complete and visible
-/// from here on.
+/// from here on. The launch after this one may begin once all blocks of threads have come so far, and waits in its
+/// turn.
 __device__ __forceinline__ void wait_for_launches_before() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 #endif

@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "cuda/batch_tables.h"
 #include "cuda/inverse.h"
 #include "cuda/launch.h"
 #include "cuda/tensor_map.h"
@@ -34,7 +35,7 @@ void pool(Context& context, const PoolArgs& args) {
   require_aligned("k", args.k);
   PackedBatch batch = args.batch;
   batch.cu_seqlens_q = {};
-  const BlockMap map(context, batch, 0, args.k.shape[0], args.block_size);
+  const BatchTables tables(context, batch, 0, args.k.shape[0], args.block_size);
   PoolProblem problem{};
   problem.k = args.k.data;
   problem.k_row_stride = args.k.stride[0];
@@ -42,10 +43,10 @@ void pool(Context& context, const PoolArgs& args) {
   problem.representatives = args.representatives.data;
   problem.row_stride = args.representatives.stride[0];
   problem.head_stride = args.representatives.stride[1];
-  problem.block_rows = map.block_rows();
+  problem.block_rows = args.representatives.shape[0];
   problem.kv_heads = args.k.shape[1];
   problem.head_dim = args.k.shape[2];
-  problem.blocks = map.blocks();
+  problem.batch = tables.sequences();
   launch_pool(static_cast<cudaStream_t>(context.stream()), args.k.dtype, problem);
 }
 
@@ -65,10 +66,11 @@ void select(Context& context, const SelectArgs& args, const ForcedBlocks& forced
   if (args.q.shape[0] == 0 || args.representatives.shape[0] == 0) return;
   require_aligned("q", args.q);
   const std::int64_t most = most_keys(args.representatives.shape[0], args.batch.sequences(), selection.block_size);
-  const BlockMap map(context, args.batch, args.q.shape[0],
-                     std::min<std::int64_t>(most, std::numeric_limits<std::int32_t>::max()), selection.block_size);
+  const BatchTables tables(context, args.batch, args.q.shape[0],
+                           std::min<std::int64_t>(most, std::numeric_limits<std::int32_t>::max()),
+                           selection.block_size);
   SelectProblem problem{};
-  problem.representatives = tensor_map("representatives", args.representatives, kSelectColumns);
+  problem.representatives = tensor_map("representatives", args.representatives, kSelectBoxRows);
   problem.q = args.q.data;
   problem.q_row_stride = args.q.stride[0];
   problem.q_head_stride = args.q.stride[1];
@@ -85,8 +87,7 @@ void select(Context& context, const SelectArgs& args, const ForcedBlocks& forced
       static_cast<std::int32_t>(std::min<std::int64_t>(forced.sink_blocks, std::numeric_limits<std::int32_t>::max()));
   problem.force_previous = forced.force_previous ? 1 : 0;
   problem.block_size = Divisor(std::min<std::int64_t>(selection.block_size, std::numeric_limits<std::int32_t>::max()));
-  problem.sequences = map.sequences();
-  problem.sequence_count = map.sequence_count();
+  problem.batch = tables.sequences();
   launch_select(static_cast<cudaStream_t>(context.stream()), args.q.dtype, problem);
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "cuda/batch_tables.h"
 #include "cuda/launch.h"
 #include "cuda/segments.h"
 #include "moba/error.h"
@@ -33,12 +34,15 @@ std::int64_t checked_tokens(const char* argument, std::int64_t tokens) {
                                            "batch, or use the portable backend.");
 }
 
-void require_countable(const Slice& slice, std::int64_t budget) {
-  if (slice.rows <= kMaxSliceRows && budget <= kMaxBudget) return;
-  throw Error(ErrorCode::kUnsupported,
-              "selection has budget " + std::to_string(budget) + " and " + std::to_string(slice.rows) +
-                  " rows at a time; the Hopper kernels take at most " + std::to_string(kMaxBudget) + " and " +
-                  std::to_string(kMaxSliceRows) + ". Use the portable backend.");
+void require_countable(const Slice& slice, const Selection& selection) {
+  const std::int64_t budget = selection.budget(), row_stride = selection.blocks.stride[0];
+  if (slice.rows <= kMaxSliceRows && budget <= kMaxBudget && row_stride >= 0 && row_stride <= kMaxListRowStride) return;
+  throw Error(ErrorCode::kUnsupported, "selection has budget " + std::to_string(budget) + ", " +
+                                           std::to_string(slice.rows) + " rows at a time and a row stride of " +
+                                           std::to_string(row_stride) + "; the Hopper kernels take at most " +
+                                           std::to_string(kMaxBudget) + ", " + std::to_string(kMaxSliceRows) + " and " +
+                                           std::to_string(kMaxListRowStride) +
+                                           ". Make it contiguous, or use the portable backend.");
 }
 
 InvertProblem problem_of(const Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
@@ -60,6 +64,7 @@ InvertProblem problem_of(const Context& context, const BlockMap& map, const Sele
   problem.segment_rows = segment_rows_for(slice, selection.budget(), map.block_rows());
   problem.segments = (slice.rows + problem.segment_rows - 1) / problem.segment_rows;
   problem.counts = counts;
+  problem.totals = counts + slice.lists * problem.segments * map.block_rows();
   problem.error_word = context.error_word();
   return problem;
 }
@@ -76,6 +81,21 @@ BlockMap::BlockMap(Context& context, const PackedBatch& batch, std::int64_t tota
   launch_block_map(stream_of(context), offsets_of(batch.cu_seqlens_q, total_q, batch.max_seqlen_q),
                    offsets_of(batch.cu_seqlens_k, total_k, batch.max_seqlen_k), sequences_.size(), sequences_.data(),
                    context.error_word(), block_size, blocks_.size(), blocks_.data());
+}
+
+BatchTables::BatchTables(Context& context, const PackedBatch& batch, std::int64_t total_q, std::int64_t total_k,
+                         std::int64_t block_size)
+    : sequences_{offsets_of(batch.cu_seqlens_q, checked_tokens("q", total_q), batch.max_seqlen_q),
+                 offsets_of(batch.cu_seqlens_k, checked_tokens("k", total_k), batch.max_seqlen_k),
+                 sequences_of(batch),
+                 block_size,
+                 context.error_word(),
+                 nullptr,
+                 nullptr} {
+  if (sequences_.count <= kFewSequences) return;
+  map_.emplace(context, batch, total_q, total_k, block_size);
+  sequences_.table = map_->sequences();
+  sequences_.block_table = map_->blocks();
 }
 
 std::int64_t BlockInverse::bytes(const Slice& slice, std::int64_t budget, std::int64_t block_rows,
@@ -98,7 +118,7 @@ BlockInverse::BlockInverse(Context& context, const BlockMap& map, const Selectio
       first_item_(context, largest.lists * map.block_rows() + 1, "first work items of blocks"),
       items_(context, items_for(largest, selection.budget(), map.block_rows(), item_rows), "work items"),
       counts_(context, count_words(largest, selection.budget(), map.block_rows()), "histograms of the inverse") {
-  require_countable(largest, selection.budget());
+  require_countable(largest, selection);
 }
 
 void BlockInverse::build(const Slice& slice) {
@@ -108,14 +128,13 @@ void BlockInverse::build(const Slice& slice) {
   const InvertProblem problem = problem_of(context_, map_, selection_, slice, counts_.data());
   launch_invert_count(stream, problem);
   launch_invert_scan(stream, problem, item_rows_, offsets_.data(), first_item_.data());
-  launch_invert_scatter(stream, problem, offsets_.data(), entries_.data(), nullptr, 0);
-  launch_work_items(stream, bins_, map_.block_rows(), item_rows_, offsets_.data(), first_item_.data(), map_.blocks(),
-                    items_.data());
+  const ItemsProblem items{item_rows_, first_item_.data(), map_.blocks(), items_.data()};
+  launch_invert_scatter(stream, problem, offsets_.data(), entries_.data(), nullptr, 0, &items);
 }
 
 void BlockInverse::build_pairs(Context& context, const BlockMap& map, const Selection& selection, const Slice& slice,
                                const Inverse& inverse) {
-  require_countable(slice, selection.budget());
+  require_countable(slice, selection);
   const Scratch<std::uint32_t> counts(context, count_words(slice, selection.budget(), map.block_rows()),
                                       "histograms of the inverse");
   const cudaStream_t stream = stream_of(context);
@@ -124,7 +143,7 @@ void BlockInverse::build_pairs(Context& context, const BlockMap& map, const Sele
   launch_invert_count(stream, problem);
   launch_invert_scan(stream, problem, 1, offsets, nullptr);
   launch_invert_scatter(stream, problem, offsets, nullptr, inverse.entries.as<std::int32_t>(),
-                        inverse.entries.stride[0]);
+                        inverse.entries.stride[0], nullptr);
 }
 
 }  // namespace moba::cuda

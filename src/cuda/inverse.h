@@ -37,6 +37,8 @@ struct WorkItem {
 inline constexpr int kSlotBits = 6;
 inline constexpr std::int64_t kMaxBudget = (std::int64_t{1} << kSlotBits) - 1;
 inline constexpr std::int64_t kMaxSliceRows = std::int64_t{1} << (32 - kSlotBits);
+/// From one row of a list to the next, so that 32 bits hold the places of 256 rows.
+inline constexpr std::int64_t kMaxListRowStride = std::int64_t{1} << 23;
 
 /// Packed rows [first_row, first_row + rows) and selection heads [first_list, first_list + lists) of one pass.
 struct Slice {
@@ -102,7 +104,7 @@ class BlockInverse {
   Scratch<std::uint32_t> entries_;
   Scratch<std::int32_t> first_item_;
   Scratch<WorkItem> items_;
-  Scratch<std::uint32_t> counts_;  // [lists, segments, block_rows]
+  Scratch<std::uint32_t> counts_;  // [lists, segments, block_rows], and totals [lists, block_rows]
 };
 
 }  // namespace moba::cuda

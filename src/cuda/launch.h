@@ -20,6 +20,20 @@ struct Offsets {
   std::int64_t maximum = 0;  // the longest sequence that the caller promises
 };
 
+/// The sequences of a packed batch. Up to kFewSequences a kernel takes from the offsets, see few_sequences.cuh; where
+/// there are more, the tables are set.
+struct BatchSequences {
+  Offsets q, k;
+  std::int64_t count;
+  std::int64_t block_size;
+  std::int32_t* error_word;      // or null
+  const SequenceSpan* table;     // [count], or null
+  const BlockSpan* block_table;  // [block rows], or null
+};
+
+/// One a lane, and the end of the last.
+inline constexpr std::int64_t kFewSequences = 31;
+
 void launch_block_map(cudaStream_t stream, const Offsets& q, const Offsets& k, std::int64_t count,
                       SequenceSpan* sequences, std::int32_t* error_word, std::int64_t block_size,
                       std::int64_t block_rows, BlockSpan* blocks);
@@ -36,6 +50,7 @@ struct InvertProblem {
   Divisor divide;                       // by the block size, or by 2^31 - 1 where that is larger: tokens are below it
   std::int64_t segments, segment_rows;  // runs of rows that are counted and written together; see segments.h
   std::uint32_t* counts;                // [lists, segments, block_rows]
+  std::uint32_t* totals;                // [lists, block_rows]
   std::int32_t* error_word;             // or null
 };
 
@@ -45,12 +60,19 @@ void launch_invert_count(cudaStream_t stream, const InvertProblem& problem);
 /// ends, and offsets[0] = first_item[0] = 0.
 void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
                         std::int64_t* offsets, std::int32_t* first_item);
+/// Where the work items of an inverse go.
+struct ItemsProblem {
+  std::int64_t item_rows;
+  const std::int32_t* first_item;
+  const BlockSpan* blocks;
+  WorkItem* items;
+};
+
 /// Exactly one of `entries` (packed) and `pairs` ((packed row, slot) as of moba::Inverse, `pair_stride` apart) is set.
+/// `items` may be null.
 void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, const std::int64_t* offsets,
-                           std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride);
-void launch_work_items(cudaStream_t stream, std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
-                       const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
-                       WorkItem* items);
+                           std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride,
+                           const ItemsProblem* items);
 
 struct PoolProblem {
   const void* k;  // [Tk, HK, D]
@@ -58,13 +80,13 @@ struct PoolProblem {
   void* representatives;  // [block_rows, HK, D]
   std::int64_t row_stride, head_stride;
   std::int64_t block_rows, kv_heads, head_dim;
-  const BlockSpan* blocks;
+  BatchSequences batch;
 };
 
 void launch_pool(cudaStream_t stream, DType dtype, const PoolProblem& problem);
 
 struct SelectProblem {
-  CUtensorMap representatives;  // [R, HK, D], boxes of kSelectColumns rows
+  CUtensorMap representatives;  // [R, HK, D], boxes of kSelectBoxRows rows
   const void* q;                // [Tq, H, D]
   std::int64_t q_row_stride, q_head_stride;
   std::int64_t rows, heads, kv_heads, head_dim;
@@ -75,15 +97,14 @@ struct SelectProblem {
   std::int32_t sinks;           // the first blocks of the sequence that take slots, where past
   std::int32_t force_previous;  // 1: the block before the own one takes a slot
   Divisor block_size;           // 2^31 - 1 stands for any that is larger: tokens are below it
-  const SequenceSpan* sequences;
-  std::int64_t sequence_count;
+  BatchSequences batch;
 
   /// The block of a position, 0 or above.
   MOBA_HOST_DEVICE std::int32_t block_of(std::int32_t position) const { return block_size.quotient(position); }
 };
 
-/// Block rows of one tile of scores.
-inline constexpr int kSelectColumns = 128;
+/// Representatives that are copied at a time; tiles have one or two times as many.
+inline constexpr int kSelectBoxRows = 64;
 
 void launch_select(cudaStream_t stream, DType dtype, const SelectProblem& problem);
 

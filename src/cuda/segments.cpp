@@ -7,18 +7,12 @@ namespace {
 
 /// 32 rows for each of 8 warps.
 constexpr std::int64_t kFewestSegmentRows = 256;
-/// Counts of a segment are summed in 16 bits.
+/// A list of rows that are counted in 16 bits.
 constexpr std::int64_t kMostSegmentRows = 32768;
 /// Counts go to memory and come back: a segment should have so many times as many entries.
 constexpr std::int64_t kEntriesForCount = 4;
-/// Segments that keep 132 multiprocessors busy to the end, and segments that fill each of them once: with as few, what
-/// a warp does before its first row counts least.
+/// Segments that keep 132 multiprocessors busy to the end.
 constexpr std::int64_t kEnoughSegments = 16 * 132;
-constexpr std::int64_t kFewestSegments = 4 * 132;
-/// With as few, entries are written all over the lists at a time. That is cheap where a segment has a line of so many
-/// entries for each block, or where all of it stays in the 50 MB cache.
-constexpr std::int64_t kLineEntries = 32;
-constexpr std::int64_t kCachedBytes = std::int64_t{24} << 20;
 
 /// By the counts alone, whatever the slice.
 std::int64_t fewest_rows(std::int64_t budget, std::int64_t block_rows) {
@@ -31,13 +25,8 @@ std::int64_t fewest_rows(std::int64_t budget, std::int64_t block_rows) {
 
 std::int64_t segment_rows_for(const Slice& slice, std::int64_t budget, std::int64_t block_rows) {
   const std::int64_t all = slice.rows * slice.lists;
-  const bool cached = all * budget * static_cast<std::int64_t>(sizeof(std::uint32_t)) <= kCachedBytes;
   std::int64_t rows = fewest_rows(budget, block_rows);
-  while (rows < kMostSegmentRows) {
-    const bool lines = cached || rows * budget >= kLineEntries * block_rows;
-    if (all <= (lines ? kFewestSegments : kEnoughSegments) * rows) break;
-    rows *= 2;
-  }
+  while (rows < kMostSegmentRows && all > kEnoughSegments * rows) rows *= 2;
   return rows;
 }
 
@@ -45,7 +34,7 @@ std::int64_t count_words(const Slice& slice, std::int64_t budget, std::int64_t b
   const std::int64_t rows = slice.rows * slice.lists;
   const std::int64_t whole =
       std::max(std::min(rows / fewest_rows(budget, block_rows), kEnoughSegments), rows / kMostSegmentRows);
-  return block_rows * (whole + slice.lists);  // the last segment of a list may be cut short
+  return block_rows * (whole + 2 * slice.lists);  // the last segment of a list may be cut short; and the totals
 }
 
 std::int64_t items_for(const Slice& slice, std::int64_t budget, std::int64_t block_rows, std::int64_t item_rows) {

@@ -29,11 +29,15 @@ constexpr BenchRow kRows[] = {
     {"128K 128,8", 131072, 16, 16, 128, 128, 8},
     {"128K 32/8 128,8", 131072, 32, 8, 128, 128, 8},
     {"128K 4096,12", 131072, 16, 16, 128, 4096, 12},
-    {"32K 128,8 skewed", 32768, 16, 16, 128, 128, 8, true},
-    {"128K 512,3 skewed", 131072, 16, 16, 128, 512, 3, true},
+    {"32K 128,8 first", 32768, 16, 16, 128, 128, 8, Choice::kFirst},
+    {"32K 128,8 Zipf", 32768, 16, 16, 128, 128, 8, Choice::kZipf},
+    {"32K 128,8 clustered", 32768, 16, 16, 128, 128, 8, Choice::kClustered},
+    {"128K 512,3 first", 131072, 16, 16, 128, 512, 3, Choice::kFirst},
+    {"128K 512,3 Zipf", 131072, 16, 16, 128, 512, 3, Choice::kZipf},
+    {"128K 512,3 clustered", 131072, 16, 16, 128, 512, 3, Choice::kClustered},
     {"32K d64 128,8", 32768, 16, 16, 64, 128, 8},
-    {"32K 512,3 fp16", 32768, 16, 16, 128, 512, 3, false, DType::kFloat16},
-    {"32K 128,8 fp16", 32768, 16, 16, 128, 128, 8, false, DType::kFloat16},
+    {"32K 512,3 fp16", 32768, 16, 16, 128, 512, 3, Choice::kRandom, DType::kFloat16},
+    {"32K 128,8 fp16", 32768, 16, 16, 128, 128, 8, Choice::kRandom, DType::kFloat16},
 };
 
 void time_row(const BenchRow& row) {
@@ -52,7 +56,7 @@ void time_row(const BenchRow& row) {
   };
   row.dtype == DType::kBFloat16 ? fill(static_cast<__nv_bfloat16*>(nullptr)) : fill(static_cast<__half*>(nullptr));
   fill_choice_kernel<<<1024, 256, 0, stream>>>(static_cast<std::int32_t*>(list.get()), n, h, budget, row.block_size,
-                                               row.skewed);
+                                               row.choice);
   AttendArgs args;
   args.q = TensorView(q.get(), row.dtype, {n, h, d}, gpu());
   args.k = TensorView(k.get(), row.dtype, {n, hk, d}, gpu());
@@ -122,7 +126,7 @@ void time_row(const BenchRow& row) {
   const auto floor_ms = [](double f, double b) { return std::max(f / 680e12, b / 4.25e12) * 1e3; };
   const double history_floor = floor_ms(flops, history_bytes), own_floor = floor_ms(own_flops, own_bytes);
   std::printf(
-      "%-18s whole %7.3f | invert %6.3f | history %7.3f %4.0f TF %4.0f GB/s x%.2f | own %6.3f (alone %6.3f) %4.0f "
+      "%-21s whole %7.3f | invert %6.3f | history %7.3f %4.0f TF %4.0f GB/s x%.2f | own %6.3f (alone %6.3f) %4.0f "
       "TF %4.0f GB/s x%.2f | x%.2f\n",
       row.name, whole, invert_ms, history_ms, flops / history_ms * 1e-9, history_bytes / history_ms * 1e-6,
       history_ms / history_floor, own_ms, own_alone_ms, own_flops / own_alone_ms * 1e-9, own_bytes / own_ms * 1e-6,

@@ -28,8 +28,12 @@ constexpr BenchRow kRows[] = {
     {"128K 128,8", 131072, 16, 16, 128, 128, 8},
     {"128K 32/8 128,8", 131072, 32, 8, 128, 128, 8},
     {"128K 4096,12 H4", 131072, 4, 4, 128, 4096, 12},
-    {"32K 128,8 skewed", 32768, 16, 16, 128, 128, 8, true},
-    {"128K 512,3 skewed", 131072, 16, 16, 128, 512, 3, true},
+    {"32K 128,8 first", 32768, 16, 16, 128, 128, 8, Choice::kFirst},
+    {"32K 128,8 Zipf", 32768, 16, 16, 128, 128, 8, Choice::kZipf},
+    {"32K 128,8 clustered", 32768, 16, 16, 128, 128, 8, Choice::kClustered},
+    {"128K 512,3 first", 131072, 16, 16, 128, 512, 3, Choice::kFirst},
+    {"128K 512,3 Zipf", 131072, 16, 16, 128, 512, 3, Choice::kZipf},
+    {"128K 512,3 clustered", 131072, 16, 16, 128, 512, 3, Choice::kClustered},
 };
 
 __global__ void sum_bits_kernel(const std::uint16_t* data, std::int64_t count, unsigned long long* sum) {
@@ -100,7 +104,7 @@ void time_row(const BenchRow& row) {
     fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(memory->get()), count, seed++ << 40);
   }
   fill_choice_kernel<<<1024, 256, 0, stream>>>(static_cast<std::int32_t*>(list_of.get()), n, h, budget, row.block_size,
-                                               row.skewed);
+                                               row.choice);
   const auto view = [](const Memory& memory, DType dtype, std::vector<std::int64_t> shape) {
     return shape.size() == 3 ? TensorView(memory.get(), dtype, {shape[0], shape[1], shape[2]}, gpu())
                              : TensorView(memory.get(), dtype, {shape[0], shape[1]}, gpu());
@@ -143,7 +147,7 @@ void time_row(const BenchRow& row) {
   cuda::attend_backward(context, backward);
   timing_launches = false;
   must(cudaStreamSynchronize(stream), "attend_backward");
-  std::printf("%-17s %8.3f ms %4.0f TF x%.2f |", row.name, whole, flops / whole * 1e-9, whole / (flops / 680e9));
+  std::printf("%-21s %8.3f ms %4.0f TF x%.2f |", row.name, whole, flops / whole * 1e-9, whole / (flops / 680e9));
   for (Launches* launches : {&terms, &list, &products, &slabs, &partials}) {
     const float ms = launches->ms();
     std::printf(" %s %.3f", launches->name, ms);

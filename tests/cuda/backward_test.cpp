@@ -150,5 +150,34 @@ TEST(CudaBackward, OnePopularBlockAndLittleScratch) {
   }
 }
 
+/// The units of a block add to the same places in turns: the same bits each time; with queries that begin inside of a
+/// block, and with little scratch, where chunks of rows cut the tiles.
+TEST(CudaBackward, UnitsOfABlockTakeTurns) {
+  const Problem problem = problem_of(DType::kBFloat16, 128, 600, 2, 8, 2, {1430, 100}, {1700, 1300});
+  HostTensor list(DType::kInt32, {1530, 8, 1});
+  for (std::int64_t row = 0; row < 1530; ++row) {
+    const std::int64_t own = (row < 1430 ? row + 270 : row - 1430 + 1200) / 600;
+    for (std::int64_t head = 0; head < 8; ++head) {
+      list.set(row * 8 + head, own == 0 ? -1.0 : head == 1 ? double(own - 1) : 0.0);
+    }
+  }
+  Selection selection;
+  selection.kind = SelectionKind::kList;
+  selection.block_size = 600;
+  selection.blocks = list.view();
+  const cases::Mask mask(problem, selection);
+  const Results same = cases::dense_same_precision(problem, mask), exact = cases::dense_exact(problem, mask);
+  const Results once = run_on_gpu(problem, selection);
+  cases::expect_within_twice(once, same, exact, 2.0);
+  for (int run = 0; run < 5; ++run) {
+    const Results again = run_on_gpu(problem, selection);
+    EXPECT_TRUE(same_bits(once.dq, again.dq) && same_bits(once.dk, again.dk) && same_bits(once.dv, again.dv));
+  }
+  for (std::int64_t mebibytes : {12, 7, 6}) {
+    SCOPED_TRACE(std::to_string(mebibytes) + " MiB");
+    ASSERT_NO_THROW(cases::expect_within_twice(run_on_gpu(problem, selection, mebibytes << 20), same, exact, 2.0));
+  }
+}
+
 }  // namespace
 }  // namespace moba

@@ -468,6 +468,18 @@ std::vector<GateCase> gate_cases() {
       {"eight_sinks", {900}, {5000}, 1, 1, 1, 64, 16, 11, kBf16, Values::kWhole, {true, 3}},
       {"one_key_blocks", {300}, {300}, 1, 1, 1, 64, 1, 5, kBf16, Values::kWhole},
   };
+  // As many sequences as a kernel takes from their offsets, and more, which come from tables.
+  for (const std::size_t sequences : {31u, 32u, 40u}) {
+    Lengths q_lengths, k_lengths;
+    for (std::size_t s = 0; s < sequences; ++s) {
+      q_lengths.push_back(static_cast<std::int64_t>(s * 7 % 23));
+      k_lengths.push_back(q_lengths.back() + static_cast<std::int64_t>(s % 5 * 40));
+    }
+    const std::string text = std::to_string(sequences);
+    result.push_back({"sequences_" + text, q_lengths, k_lengths, 2, 2, 2, 64, 16, 3});
+    result.push_back(
+        {"sequences_gaps_" + text, q_lengths, k_lengths, 2, 1, 2, 128, 17, 7, kFp16, Values::kNormal, {}, true});
+  }
   for (const std::int64_t budget : {1, 2, 3, 7, 8, 9, 11, 16, 17, 40, 63}) {
     const std::string text = std::to_string(budget);
     result.push_back({"long_" + text, {200}, {20000}, 2, 2, 2, 128, 16, budget});
@@ -499,9 +511,12 @@ TEST(GateAtSize, GoesRoundItsLoops) {
     blocks.read(lists);
     Judge(c, problem).expect_good(lists, problem.rows, 37);
   }
-  const GateCase c = {"groups", {20000}, {20000}, 5, 5, 5, 64, 16, 63};
-  Problem problem(c);
-  expect_inverse(c, problem, random_lists(c, problem, true, true));
+  // Many segments; and one of several batches and several windows of blocks.
+  for (const GateCase& c : {GateCase{"segments", {20000}, {20000}, 5, 5, 5, 64, 16, 63},
+                            GateCase{"batches", {6000}, {70000}, 1, 1, 1, 64, 16, 2}}) {
+    Problem problem(c);
+    expect_inverse(c, problem, random_lists(c, problem, true, true));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GateTest, ::testing::ValuesIn(gate_cases()),
@@ -528,13 +543,29 @@ TEST(GateErrors, ReportsListsAndOffsetsOutOfRange) {
     must(cudaDeviceSynchronize(), "invert");
     return context.error_bits();
   };
+  // Pool and select read the offsets for themselves.
+  const auto errors_of_others = [&](const HostTensor& cu, std::int64_t max_k) {
+    DeviceContext pools, selects;
+    const DeviceTensor cu_q(pools, problem.cu_q), cu_k(pools, cu), q(pools, problem.q), k(pools, problem.k),
+        representatives(pools, problem.representatives), list(pools, problem.empty_list());
+    PackedBatch batch = problem.batch_of(cu_q.view(), cu_k.view());
+    batch.max_seqlen_k = max_k;
+    cuda::pool(pools, {k.view(), batch, c.block_size, representatives.view()});
+    cuda::select(selects, {q.view(), representatives.view(), batch, problem.selection(list.view())});
+    must(cudaDeviceSynchronize(), "pool and select");
+    EXPECT_EQ(pools.error_bits(), selects.error_bits());
+    return pools.error_bits();
+  };
   HostTensor lists = problem.empty_list();
   for (std::int64_t i = 0; i < lists.numel(); ++i) lists.set(i, -1);
   EXPECT_EQ(errors_of(problem.cu_k, lists, 100), 0);
+  EXPECT_EQ(errors_of_others(problem.cu_k, 100), 0);
   EXPECT_EQ(errors_of(problem.cu_k, lists, 99), kSeqlenAboveMaximum);
+  EXPECT_EQ(errors_of_others(problem.cu_k, 99), kSeqlenAboveMaximum);
   HostTensor wrong = problem.cu_k;
   wrong.set(1, 201);
   EXPECT_EQ(errors_of(wrong, lists, 300), kCuSeqlensOutOfRange);
+  EXPECT_EQ(errors_of_others(wrong, 300), kCuSeqlensOutOfRange);
   lists.set(2 * 50, 3);  // row 50 has own block 3
   EXPECT_EQ(errors_of(problem.cu_k, lists, 100), kSelectionOutOfRange);
   lists.set(2 * 50, 2);

@@ -13,10 +13,18 @@
 
 namespace moba::test {
 
+/// Which past blocks rows choose.
+enum class Choice {
+  kRandom,     // one at random from each of `budget` equal ranges
+  kFirst,      // all rows the first ones
+  kZipf,       // block i about as often as 1 / (i + 1)
+  kClustered,  // as kRandom, but the same for 128 neighbours, as trained models nearly do
+};
+
 struct BenchRow {
   const char* name;
   std::int64_t tokens, heads, kv_heads, dim, block_size, top_k;
-  bool skewed = false;
+  Choice choice = Choice::kRandom;
   DType dtype = DType::kBFloat16;
 };
 
@@ -35,19 +43,25 @@ __global__ void fill_normal_kernel(T* data, std::int64_t count, std::uint64_t se
   }
 }
 
-/// Past blocks, one at random from each of `budget` equal ranges; all of them where there are no more than that; where
-/// skewed, the first ones.
-inline __global__ void fill_choice_kernel(std::int32_t* list, std::int64_t rows, std::int64_t heads, std::int64_t budget,
-                                   std::int64_t block_size, bool skewed) {
+/// `budget` past blocks of each row and head, ascending; all of them where there are no more than that.
+inline __global__ void fill_choice_kernel(std::int32_t* list, std::int64_t rows, std::int64_t heads,
+                                          std::int64_t budget, std::int64_t block_size, Choice choice) {
   for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < rows * heads;
        i += gridDim.x * std::int64_t{blockDim.x}) {
-    const std::int64_t own = i / heads / block_size;
+    const std::int64_t row = i / heads, own = row / block_size;
+    const std::int64_t chooser = choice == Choice::kClustered ? row / 128 * heads + i % heads : i;
+    std::int64_t next = 0;  // the first block that is not listed yet
     for (std::int64_t slot = 0; slot < budget; ++slot) {
       std::int64_t block = slot < own ? slot : -1;
-      if (own > budget && !skewed) {
+      if (own > budget && choice == Choice::kZipf) {
+        const float share = (static_cast<float>(slot) + mix(i * 64 + slot) * 0x1p-32f) / static_cast<float>(budget);
+        block = static_cast<std::int64_t>(powf(static_cast<float>(own + 1), share)) - 1;
+        block = min(max(block, next), own - budget + slot);
+      } else if (own > budget && choice != Choice::kFirst) {
         const std::int64_t low = slot * own / budget, high = (slot + 1) * own / budget;
-        block = low + mix(i * 64 + slot) % (high - low);
+        block = low + mix(chooser * 64 + slot) % (high - low);
       }
+      next = block + 1;
       list[i * budget + slot] = static_cast<std::int32_t>(block);
     }
   }

@@ -45,6 +45,29 @@ class Step:
         return blocks, out, lse, *gradients
 
 
+def test_more_elements_than_32_bits_count_cuda() -> None:
+    """A short sequence that lies wholly beyond element 2^31 of each tensor is the same as it is alone."""
+    lengths, last, heads, dim = [1_048_576, 70_000, 999], 999, 16, 128
+    total = sum(lengths)
+    assert (total - last) * heads * dim > 2**31
+    bytes_needed = 14 * total * heads * dim * 2
+    if torch.cuda.get_device_properties(0).total_memory < bytes_needed:
+        pytest.skip(f"needs a GPU with {bytes_needed >> 30} GiB of memory")
+    torch.manual_seed(2)
+    q, k, v, dout = (torch.randn(total, heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+
+    def step(first: int, lengths: list[int]) -> list[Tensor]:
+        leaves = [x[first:].detach().requires_grad_() for x in (q, k, v)]
+        out = libmoba.attention(
+            *leaves, offsets(lengths).cuda(), max_seqlen_q=max(lengths), kind="moba", block_size=128, top_k=3
+        )
+        return [out.detach(), *torch.autograd.grad(out, leaves, dout[first:])]
+
+    for whole, alone in zip(step(0, lengths), step(total - last, [last])):
+        # The sums over a block's rows may be cut at other places, where a block has many.
+        torch.testing.assert_close(whole[-last:], alone, rtol=2**-7, atol=2**-9)
+
+
 @pytest.mark.parametrize("block_size", [128, 100, 512])
 def test_same_bits_every_time_and_in_a_graph_cuda(block_size: int) -> None:
     step = Step(block_size)

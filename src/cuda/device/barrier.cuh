@@ -27,6 +27,18 @@ struct Barrier {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&bits)), "r"(bytes)
                  : "memory");
   }
+  /// done(), answered at once: for one thing to do while waiting for another.
+  __device__ __forceinline__ bool done_now(std::uint32_t parity) {
+    std::uint32_t complete;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(complete)
+        : "r"(shared_address(&bits)), "r"(parity)
+        : "memory");
+    return complete != 0;
+  }
   /// Arrives when all earlier cp.async of this thread are complete; counts as one of the barrier's arrivals.
   __device__ __forceinline__ void arrive_after_copies() {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&bits)) : "memory");
@@ -67,6 +79,16 @@ __device__ __forceinline__ void named_sync(int id, int threads) {
 /// Counts towards a named barrier without waiting.
 __device__ __forceinline__ void named_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// A word of device memory by which one thread block tells others that what it wrote before is there.
+__device__ __forceinline__ std::int32_t load_acquire(const std::int32_t* word) {
+  std::int32_t value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_release(std::int32_t* word, std::int32_t value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
 
 /// A place in a ring of `kStages` buffers, with the parity of its current round.

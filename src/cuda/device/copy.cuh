@@ -46,6 +46,35 @@ __device__ __forceinline__ void prefetch_bytes(const void* global, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 
+/// `bytes` (a multiple of 16) from shared to device memory by the copy engine, past what L2 would keep; the calling
+/// thread's stores are one group until it waits for them.
+__device__ __forceinline__ void store_bulk(void* global, std::uint32_t shared, std::uint32_t bytes) {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;\n"
+      "cp.async.bulk.commit_group;" ::"l"(__cvta_generic_to_global(global)),
+      "r"(shared), "r"(bytes), "l"(policy)
+      : "memory");
+}
+
+/// The same, added to the fp32 numbers that are there.
+__device__ __forceinline__ void add_bulk(float* global, std::uint32_t shared, std::uint32_t bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
+      "cp.async.bulk.commit_group;" ::"l"(__cvta_generic_to_global(global)),
+      "r"(shared), "r"(bytes)
+      : "memory");
+}
+
+/// Waits until the thread's bulk stores have read shared memory, or until they are complete.
+__device__ __forceinline__ void wait_bulk_reads() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+__device__ __forceinline__ void wait_bulk_stores() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<std::uint64_t>(map)) : "memory");
 }

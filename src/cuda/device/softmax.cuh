@@ -20,6 +20,18 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+__device__ __forceinline__ float log2_fast(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// The state of online softmax for rows i = 0, 1 of a thread. `maximum` is of the unscaled scores, over the quad;
 /// `sum` is this lane's share. With no key yet: {-inf, 0}.
 struct RowState {
@@ -60,8 +72,8 @@ struct RowState {
     for (int i = 0; i < 2; ++i) {
       const float total = quad_sum(sum[i]);
       const bool empty = maximum[i] == minus_infinity() && total == 0.0f;
-      factor[i] = empty ? 0.0f : __fdividef(1.0f, total);
-      lse[i] = empty ? minus_infinity() : fmaf(maximum[i], softmax_scale, __logf(total));
+      factor[i] = empty ? 0.0f : reciprocal_fast(total);
+      lse[i] = empty ? minus_infinity() : fmaf(maximum[i], softmax_scale, log2_fast(total) * kLn2);
     }
   }
 };

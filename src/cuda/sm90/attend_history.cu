@@ -52,32 +52,34 @@ __device__ __forceinline__ void clear_tail(T* v, int keys, int group) {
   named_sync(1 + group, 128);
 }
 
+/// What a tile's rows leave: the factors of their accumulators, the log-sum-exps, and the places of both.
+struct EndedRows {
+  float factor[2], lse[2];
+  std::uint32_t place[2] = {kNoPlace, kNoPlace};
+};
+
 /// Rows of the accumulator, scaled, to their places among the partial results, in the order of Partials.
 template <class T, int kDim>
-__device__ __forceinline__ void store_rows(const Partials& partials, const std::uint32_t (&places)[2],
-                                           const float (&o)[kDim / 2], const float (&factor)[2],
-                                           const float (&lse)[2]) {
+__device__ __forceinline__ void store_rows(const Partials& partials, const EndedRows& rows,
+                                           const float (&o)[kDim / 2]) {
   const int lane = threadIdx.x % 4;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const bool valid = places[i] != kNoPlace;
-    T* out = static_cast<T*>(partials.out) + static_cast<std::int64_t>(places[i]) * kDim;
+    if (rows.place[i] == kNoPlace) continue;
+    T* out = static_cast<T*>(partials.out) + static_cast<std::int64_t>(rows.place[i]) * kDim + lane * 8;
 #pragma unroll
     for (int part = 0; part < kDim / 32; ++part) {
       std::uint32_t words[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int at = 4 * (4 * part + j) + 2 * i;
-        words[j] = pack<T>(o[at] * factor[i], o[at + 1] * factor[i]);
+        words[j] = pack<T>(o[at] * rows.factor[i], o[at + 1] * rows.factor[i]);
       }
-      if (valid) {
-        // Read once, by another kernel: Q, K and V shall stay in the L2 cache instead.
-        __stcs(reinterpret_cast<uint4*>(out + part * 32 + lane * 8), uint4{words[0], words[1], words[2], words[3]});
-      }
+      // Read once, by another kernel: Q, K and V shall stay in the L2 cache instead.
+      __stcs(reinterpret_cast<uint4*>(out + part * 32), uint4{words[0], words[1], words[2], words[3]});
     }
     // All bits set mean "no partial here"; a NaN of this kernel must not look like that.
-    const float value = isnan(lse[i]) ? __int_as_float(0x7fffffff) : lse[i];
-    if (valid && lane == 0) partials.lse[places[i]] = value;
+    if (lane == 0) partials.lse[rows.place[i]] = isnan(rows.lse[i]) ? __int_as_float(0x7fffffff) : rows.lse[i];
   }
 }
 
@@ -101,7 +103,7 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
   float scores[kKeys / 2], o[kDim / 2], shrink[2];
   std::uint32_t p[kKeys / 4];
   RowState state;
-  std::uint32_t places[2];
+  std::uint32_t places[2] = {kNoPlace, kNoPlace};
   TileInfo tile;
   int key_tile = 0;
 
@@ -146,16 +148,30 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
     wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, v_tile, kKeys, key_tile > 0);
     wgmma_commit();
   };
-  const auto after_probability_value = [&] {
-    if (!tile.keys_leave()) return;
+  bool values_leave = false;  // after the product under way
+  const auto end_probability_value = [&] {
+    wgmma_wait<0>();
+    hold_registers(o);
+    if (!values_leave) return;
     release(storage.v_empty[v_place.stage]);
     v_place.advance();
   };
-  const auto store = [&](RowState& of) {
-    float factor[2], lse[2];
-    of.finish(args.softmax_scale, factor, lse);
-    store_rows<T, kDim>(args.partials, places, o, factor, lse);
+  // What the product before last left: scaled where the next adds to it, stored where it was the tile's last.
+  EndedRows ended;
+  const auto take_last = [&] {
+    if (key_tile > 0) {
+      scale_rows<kDim>(o, shrink);
+    } else {
+      store_rows<T, kDim>(args.partials, ended, o);
+    }
   };
+  const auto end_rows = [&] {
+    state.finish(args.softmax_scale, ended.factor, ended.lse);
+    ended.place[0] = places[0], ended.place[1] = places[1];
+  };
+  ended.factor[0] = ended.factor[1] = ended.lse[0] = ended.lse[1] = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
 
   tile = begin_tile();
   if (tile.key_tiles == 0) return;
@@ -166,8 +182,10 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
   hold_registers(scores);
   after_query_key(tile, 0);
   state.update<kKeys, true>(scores, scale_log2, shrink);
-  pack_rows<T, kKeys>(p, scores);
   while (true) {
+    // Here and not behind the exponentials, where ptxas would wait before them.
+    end_probability_value();
+    pack_rows<T, kKeys>(p, scores);
     const bool ends = key_tile + 1 == tile.key_tiles;
     TileInfo next = tile;
     std::uint32_t next_places[2];
@@ -181,33 +199,32 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
     const std::uint64_t q_tile = queries(), k_tile = keys(), v_tile = values();
     wait_for_turn();
     query_key(q_tile, k_tile);
+    take_last();  // beside the product of queries and keys
     wait_for_values();
     probability_value(v_tile);
     pass_turn();
     wgmma_wait<1>();
     hold_registers(scores);
     after_query_key(next, next_key_tile);
-    RowState ended = state;
-    if (ends) state = RowState{};
-    state.update<kKeys, false>(scores, scale_log2, shrink);
-    wgmma_wait<0>();
-    hold_registers(o);
-    after_probability_value();
     if (ends) {
-      store(ended);
+      end_rows();
+      state = RowState{};
       places[0] = next_places[0], places[1] = next_places[1];
-    } else {
-      scale_rows<kDim>(o, shrink);
     }
-    pack_rows<T, kKeys>(p, scores);
+    state.update<kKeys, false>(scores, scale_log2, shrink);
+    hold_registers(scores);  // the exponentials beside the product of probabilities and values
+    hold_registers(state.sum);
+    values_leave = tile.keys_leave();
     tile = next;
     key_tile = next_key_tile;
   }
+  take_last();
   wait_for_values();
   probability_value(values());
   wgmma_wait<0>();
   hold_registers(o);
-  store(state);
+  end_rows();
+  store_rows<T, kDim>(args.partials, ended, o);
 }
 
 template <class T, int kDim, int kKeys>
@@ -221,7 +238,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_map(&k_map);
     prefetch_map(&v_map);
     for (int i = 0; i < kQueryStages; ++i) {
-      storage.q_full[i].init(32 * kGatherWarps);
+      for (Barrier& copied : storage.q_copied[i]) copied.init(32);
+      storage.q_full[i].init(kGatherWarps);
       storage.q_empty[i].init(kConsumerWarps);
     }
     for (int i = 0; i < kUnitStages; ++i) {

@@ -8,13 +8,20 @@ namespace moba::cuda {
 
 void launch_backward_products(const BackwardChunk& chunk, DType dtype, int head_dim, int processors,
                               cudaStream_t stream) {
-  dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
-    const auto kernel = backward_products_kernel<T, kDim>;
-    constexpr int kBytes = sizeof(BackwardShared<kDim>) + 1024;  // room to align
+  const auto launch = [&]<class T, int kDim, bool kTurns>() {
+    const auto kernel = backward_products_kernel<T, kDim, kTurns>;
+    constexpr int kBytes = sizeof(BackwardShared<kDim, kTurns>);
+    static_assert(kBytes <= 227 * 1024);
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
                "cudaFuncSetAttribute(attend_backward)");
     kernel<<<processors, BackwardShape<kDim>::kThreads, kBytes, stream>>>(chunk);
     check_cuda(cudaGetLastError(), "attend_backward: products");
+  };
+  dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
+    if constexpr (takes_turns(kFewestTurns, kDim)) {
+      if (chunk.turns != nullptr) return launch.template operator()<T, kDim, true>();
+    }
+    launch.template operator()<T, kDim, false>();
   });
 }
 

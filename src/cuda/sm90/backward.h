@@ -17,10 +17,20 @@
 namespace moba::cuda {
 
 inline constexpr int kUnitKeys = 128;
+inline constexpr int kFewestTurns = 5;
+inline constexpr int kMostTurns = 256;  // the work list keeps so many units of a block in order
+inline constexpr int kTurnsOfTile = 4;  // each warp that moves rows of a tile has its own
 
 /// Query rows of a tile: as many as the registers of two warpgroups allow beside the sums of 128 keys.
 constexpr int tile_rows_of(int head_dim) {
   return head_dim == 64 ? 128 : 64;
+}
+
+/// Whether the units of a block take turns at fp32 places; without turns, each unit has a place of its own, of the
+/// dtype of q. A few units lose more by waiting for each other than their places cost, and at D = 64 shared memory has
+/// no room for fp32 tiles of dq.
+constexpr bool takes_turns(std::int64_t unit_tiles, int head_dim) {
+  return head_dim == 128 && unit_tiles >= kFewestTurns && unit_tiles <= kMostTurns;
 }
 
 /// lse in units of log2 (+inf for rows without a gradient) and delta - dlse of one row of one head.
@@ -82,12 +92,22 @@ struct BackwardChunk {
   std::int32_t* counters;  // items, slabs, the next item
   BackwardItem* items;
   UnitSlabs* unit_slabs;  // [units()]
-  void* partials;         // [rows, kv_heads * group, budget + 1, unit_tiles, D], dtype of q
-  float* slabs;           // [slab, {dk, dv}, kUnitKeys, D]
-  float* sums;  // [{dk, dv}, kv_heads, total_keys, D] summed over row chunks; null where one chunk has all rows
+  void* partials;  // [rows, kv_heads * group, budget + 1, place_units(), D], dtype of q; or fp32, see takes_turns()
+  std::int32_t* turns;  // [kv_heads * group, turns_of_head(), kTurnsOfTile]: units that have added; null without turns
+  float* slabs;         // [slab, {dk, dv}, kUnitKeys, D]
+  float* sums;          // [{dk, dv}, kv_heads, total_keys, D] summed over row chunks; null where one chunk has all rows
 
   constexpr std::int64_t units() const { return block_rows * kv_heads * unit_tiles; }
+  constexpr int place_units() const { return turns == nullptr ? unit_tiles : 1; }
 };
+
+/// Tiles of own rows, and tiles of listed rows, of one query head: each list of a block ends in one that is not full.
+constexpr std::int64_t own_tiles_of_head(std::int64_t rows, std::int64_t block_rows, int tile_rows) {
+  return rows / tile_rows + block_rows + 1;
+}
+constexpr std::int64_t turns_of_head(std::int64_t rows, std::int64_t budget, std::int64_t block_rows, int tile_rows) {
+  return own_tiles_of_head(rows, block_rows, tile_rows) + rows * budget / tile_rows + block_rows + 1;
+}
 
 enum BackwardCounter { kItemCount, kSlabCount, kNextItem, kBackwardCounters };
 

@@ -8,20 +8,23 @@ namespace moba::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+static_assert(kThreads >= kMostTurns);
 
 __global__ void clear_counters_kernel(std::int32_t* counters) {
   if (threadIdx.x < kBackwardCounters) counters[threadIdx.x] = 0;
 }
 
 /// Which item a part becomes, and which slab it gets, changes with the order in which thread blocks come; what a unit's
-/// slabs hold, and the order in which they are added, does not.
-__global__ void __launch_bounds__(kThreads) list_items_kernel(const BackwardChunk chunk, int tile_rows) {
+/// slabs hold, and the order in which they are added, does not. A thread block takes `units`, a multiple of those of a
+/// block where they take turns: who waits for a turn is then listed after whom it waits for.
+__global__ void __launch_bounds__(kThreads) list_items_kernel(const BackwardChunk chunk, int tile_rows, int units) {
   __shared__ int warp_parts[kThreads / 32];
   __shared__ int first_item;
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * units + threadIdx.x;
+  const bool valid = static_cast<int>(threadIdx.x) < units && index < chunk.units();
   int tiles = 0, parts = 0;
-  if (index < chunk.units()) {
-    const Unit unit(chunk, static_cast<std::uint32_t>(index));
+  if (valid) {
+    const Unit unit(chunk, static_cast<std::uint32_t>(index), tile_rows);
     if (unit.keys > 0) {
       tiles = static_cast<int>(tiles_of(chunk, unit, tile_rows));
       // A unit without rows still has to write its zeros, unless sums over all row chunks start as zero.
@@ -47,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) list_items_kernel(const BackwardChun
     first_item = atomicAdd(&chunk.counters[kItemCount], total);
   }
   __syncthreads();
-  if (index >= chunk.units()) return;
+  if (!valid) return;
   const int slab = parts > 1 ? atomicAdd(&chunk.counters[kSlabCount], parts) : -1;
   chunk.unit_slabs[index] = {slab, parts};
   BackwardItem* items = chunk.items + first_item + warp_parts[warp] + before;
@@ -65,9 +68,10 @@ __global__ void __launch_bounds__(kThreads) list_items_kernel(const BackwardChun
 void launch_list_items(const BackwardChunk& chunk, int head_dim, cudaStream_t stream) {
   clear_counters_kernel<<<1, 32, 0, stream>>>(chunk.counters);
   check_cuda(cudaGetLastError(), "attend_backward: counters");
-  const std::int64_t blocks = (chunk.units() + kThreads - 1) / kThreads;
+  const int units = chunk.turns == nullptr ? kThreads : kThreads / chunk.unit_tiles * chunk.unit_tiles;
+  const std::int64_t blocks = (chunk.units() + units - 1) / units;
   if (blocks == 0) return;
-  list_items_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(chunk, tile_rows_of(head_dim));
+  list_items_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(chunk, tile_rows_of(head_dim), units);
   check_cuda(cudaGetLastError(), "attend_backward: list of items");
 }
 

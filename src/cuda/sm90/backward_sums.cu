@@ -1,5 +1,6 @@
 // What surrounds the products of attend_backward: the terms of each row before them, ordered sums after them.
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/cuda_check.h"
 #include "cuda/device/element.cuh"
@@ -90,65 +91,105 @@ __global__ void __launch_bounds__(kThreads) row_terms_kernel(const TermsInput in
   }
 }
 
-/// Slots whose places are asked for at once.
-constexpr int kSlotsAtOnce = 8;
+/// The part of a place that a lane adds: 8 columns in the order that the place has them in.
+template <class T>
+struct RoundedPart {
+  static constexpr int kAtOnce = 8;  // slots whose places are asked for together
+  uint4 words = {};
+  __device__ void load(const void* places, std::int64_t at) { words = __ldcs(static_cast<const uint4*>(places) + at); }
+  __device__ void add_to(float (&sums)[8]) const { add_8<T>(sums, words); }
+};
+struct FloatPart {
+  static constexpr int kAtOnce = 4;
+  float4 low = {}, high = {};
+  __device__ void load(const void* places, std::int64_t at) {
+    low = __ldcs(static_cast<const float4*>(places) + 2 * at);
+    high = __ldcs(static_cast<const float4*>(places) + 2 * at + 1);
+  }
+  __device__ void add_to(float (&sums)[8]) const {
+    sums[0] += low.x, sums[1] += low.y, sums[2] += low.z, sums[3] += low.w;
+    sums[4] += high.x, sums[5] += high.y, sums[6] += high.z, sums[7] += high.w;
+  }
+};
 
-template <class T, int kDim>
+/// An fp32 place has its columns in fours, as threads that multiply hold them: a lane has columns [4 * (lane % 2), …)
+/// of the first and of the second half of 16 columns.
+template <class T>
+__device__ void store_fours(const RowsOf& tensor, std::int64_t token, std::int64_t head, int lane,
+                            const float (&x)[8]) {
+  T* to = static_cast<T*>(tensor.data) + token * tensor.token_stride + head * tensor.head_stride + lane / 2 * 16 +
+          lane % 2 * 4;
+  *reinterpret_cast<uint2*>(to) = {pack<T>(x[0], x[1]), pack<T>(x[4], x[5])};
+  *reinterpret_cast<uint2*>(to + 8) = {pack<T>(x[2], x[3]), pack<T>(x[6], x[7])};
+}
+
+template <class T, int kDim, class Part>
 __global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardChunk chunk) {
   using Lanes = RowLanes<kDim>;
-  const int lane = Lanes::lane();
+  const int lane = Lanes::lane(), units = chunk.place_units();
   const std::uint32_t heads = static_cast<std::uint32_t>(chunk.kv_heads * chunk.group);
   RowLookup lookup{chunk.sequences, chunk.sequence_count, chunk.block_size};
   for (std::int64_t index = Lanes::first_row(); index < chunk.rows * heads; index += Lanes::step()) {
     const std::uint32_t of_chunk = static_cast<std::uint32_t>(index) / heads;  // places are counted in 32 bits
     const std::int64_t row = chunk.first_row + of_chunk;
     const std::int64_t head =
-        static_cast<std::int64_t>(chunk.first_kv_head) * chunk.group + (index - std::int64_t{of_chunk} * heads);
+        std::int64_t{chunk.first_kv_head} * chunk.group + (index - std::int64_t{of_chunk} * heads);
     const int own = static_cast<int>(lookup.own_block(row));
     const std::int64_t position = row + lookup.shift;
     float sums[8] = {};
     if (position >= 0) {
-      const T* places =
-          static_cast<const T*>(chunk.partials) + index * (chunk.budget + 1) * chunk.unit_tiles * kDim + lane * 8;
-      const auto place = [&](int slot, int unit) {
-        const std::int64_t at = static_cast<std::int64_t>(slot) * chunk.unit_tiles + unit;
-        return __ldcs(reinterpret_cast<const uint4*>(places + at * kDim));
+      // The lane's part of the place of slot 0 and unit 0, in parts.
+      const std::int64_t first_part = index * (chunk.budget + 1) * units * Lanes::kLanes + lane;
+      const auto load = [&](Part& part, int slot, int unit) {
+        part.load(chunk.partials, first_part + static_cast<std::int64_t>(slot * units + unit) * Lanes::kLanes);
       };
       const std::int32_t* list = chunk.blocks + row * chunk.blocks_row_stride +
                                  head * chunk.selection_heads / chunk.heads * chunk.blocks_head_stride;
       int previous = -1;  // the rule of for_each_listed_block() in src/sequences.h
-      for (int first = 0; first < chunk.budget; first += kSlotsAtOnce) {
-        int blocks[kSlotsAtOnce];
+      for (int first = 0; first < chunk.budget; first += Part::kAtOnce) {
+        int blocks[Part::kAtOnce];
 #pragma unroll
-        for (int i = 0; i < kSlotsAtOnce; ++i) blocks[i] = first + i < chunk.budget ? list[first + i] : -1;
+        for (int i = 0; i < Part::kAtOnce; ++i) blocks[i] = first + i < chunk.budget ? list[first + i] : -1;
         std::uint32_t listed = 0;
 #pragma unroll
-        for (int i = 0; i < kSlotsAtOnce; ++i) {
+        for (int i = 0; i < Part::kAtOnce; ++i) {
           if (blocks[i] <= previous || blocks[i] >= own) continue;
           listed |= 1u << i;
           previous = blocks[i];
         }
-        if (chunk.unit_tiles == 1) {
-          uint4 parts[kSlotsAtOnce] = {};
+        if (units == 1) {
+          Part parts[Part::kAtOnce];
 #pragma unroll
-          for (int i = 0; i < kSlotsAtOnce; ++i) {
-            if (listed >> i & 1u) parts[i] = place(first + i, 0);
+          for (int i = 0; i < Part::kAtOnce; ++i) {
+            if (listed >> i & 1u) load(parts[i], first + i, 0);
           }
 #pragma unroll
-          for (int i = 0; i < kSlotsAtOnce; ++i) add_8<T>(sums, parts[i]);
+          for (int i = 0; i < Part::kAtOnce; ++i) parts[i].add_to(sums);
           continue;
         }
         for (; listed != 0; listed &= listed - 1) {
           const int slot = first + __ffs(static_cast<int>(listed)) - 1;
 #pragma unroll 4
-          for (int unit = 0; unit < chunk.unit_tiles; ++unit) add_8<T>(sums, place(slot, unit));
+          for (int unit = 0; unit < units; ++unit) {
+            Part part;
+            load(part, slot, unit);
+            part.add_to(sums);
+          }
         }
       }
-      const int own_units = static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
+      const int own_units = units == 1 ? 1 : static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
 #pragma unroll 4
-      for (int unit = 0; unit < own_units; ++unit) add_8<T>(sums, place(chunk.budget, unit));
+      for (int unit = 0; unit < own_units; ++unit) {
+        Part part;
+        load(part, chunk.budget, unit);
+        part.add_to(sums);
+      }
     }
-    store_16<T>(chunk.dq, row, head, lane, sums);
+    if constexpr (std::is_same_v<Part, FloatPart>) {
+      store_fours<T>(chunk.dq, row, head, lane, sums);
+    } else {
+      store_16<T>(chunk.dq, row, head, lane, sums);
+    }
   }
 }
 
@@ -157,7 +198,7 @@ template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads) add_slabs_kernel(const BackwardChunk chunk) {
   const UnitSlabs slabs = chunk.unit_slabs[blockIdx.x];
   if (slabs.parts < 2) return;
-  const Unit unit(chunk, blockIdx.x);
+  const Unit unit(chunk, blockIdx.x, tile_rows_of(kDim));
   constexpr int kLanes = kDim / 8;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   for (int index = static_cast<int>(threadIdx.x) / kLanes; index < 2 * kUnitKeys; index += kThreads / kLanes) {
@@ -245,7 +286,9 @@ void launch_add_partials(const BackwardChunk& chunk, DType dtype, int head_dim, 
   dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
     const std::int64_t rows = chunk.rows * chunk.kv_heads * chunk.group;
     if (rows == 0) return;
-    add_partials_kernel<T, kDim><<<blocks_for(rows, RowLanes<kDim>::kRowsOfBlock), kThreads, 0, stream>>>(chunk);
+    const auto kernel =
+        chunk.turns == nullptr ? add_partials_kernel<T, kDim, RoundedPart<T>> : add_partials_kernel<T, kDim, FloatPart>;
+    kernel<<<blocks_for(rows, RowLanes<kDim>::kRowsOfBlock), kThreads, 0, stream>>>(chunk);
     check_cuda(cudaGetLastError(), "attend_backward: sum of dq");
   });
 }

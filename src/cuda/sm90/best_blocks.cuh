@@ -1,5 +1,5 @@
-// The best blocks of the rows of an accumulator tile, exactly, for any k. Few warps share a multiprocessor here, so what
-// counts is latency: entries are read several at a time, and the two rows of a thread go side by side.
+// The best blocks of the rows of an accumulator tile, exactly, for any k. Few warps share a multiprocessor here, so
+// what counts is latency: entries are read several at a time, and the two rows of a thread go side by side.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,9 @@
 namespace moba::cuda {
 
 /// The choice of one warp for its 16 rows (two of each thread), over one item.
-class BestBlocks : public ScoreQueues<static_cast<int>(kMaxBudget)> {
+class BestBlocks : public ScoreQueues<static_cast<int>(kMaxBudget), 64> {
  public:
+  static constexpr int kGroups = 4;  // warpgroups of a block of threads
   __device__ __forceinline__ void settle() { tighten(true); }
 
   /// After the last tile: calls use(row i, place among the row's chosen in ascending order, column) for each chosen

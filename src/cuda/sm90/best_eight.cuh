@@ -1,5 +1,5 @@
-// The best blocks of the rows of an accumulator tile, exactly, for k up to 8: a lane's queue fits its registers, so what
-// is done between tiles and at the end is one read of the queues and networks.
+// The best blocks of the rows of an accumulator tile, exactly, for k up to 8: a lane's queue fits its registers, so
+// what is done between tiles and at the end is one read of the queues and networks.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,40 @@
 namespace moba::cuda {
 
 /// The choice of one warp for its 16 rows (two of each thread), over one item. See BestBlocks.
-class BestEight : public ScoreQueues<kSorted> {
+class BestEight : public ScoreQueues<kSorted, 128> {
  public:
+  static constexpr int kGroups = 3;  // warpgroups of a block of threads
   __device__ __forceinline__ void settle() {
-    Entry entries[2][kEntries];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      read(begin_[i], end_[i], entries[i]);
-      threshold_[i] = kth(entries[i]);
+    if (few()) {
+      settle_of<kSorted>();
+    } else {
+      settle_of<kEntries>();
     }
+  }
+
+  template <class Use>
+  __device__ __forceinline__ void finish(int (&counts)[2], Use&& use) {
+    if (few()) {
+      finish_of<kSorted>(counts, use);
+    } else {
+      finish_of<kEntries>(counts, use);
+    }
+  }
+
+ private:
+  static constexpr int kEntries = capacity(kSorted);
+  static constexpr std::int32_t kNone = 0x7fffffff;
+
+  /// Whether no queue of the warp has more than kSorted entries, as a rule.
+  __device__ __forceinline__ bool few() const {
+    const std::uint32_t longest = max(end_[0] - begin_[0], end_[1] - begin_[1]);
+    return !__any_sync(kAllLanes, longest > kSorted * kEntryStride);
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void settle_of() {
+    Entry entries[2][kCount];
+    kth(entries, threshold_);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float bound = below(threshold_[i]);
@@ -27,15 +52,15 @@ class BestEight : public ScoreQueues<kSorted> {
     }
   }
 
-  template <class Use>
-  __device__ __forceinline__ void finish(int (&counts)[2], Use&& use) {
-    Entry entries[2][kEntries];
+  template <int kCount, class Use>
+  __device__ __forceinline__ void finish_of(int (&counts)[2], Use&& use) {
+    Entry entries[2][kCount];
     float bound[2];
     int mine[2];
+    kth(entries, bound);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      read(begin_[i], end_[i], entries[i]);
-      bound[i] = below(kth(entries[i]));
+      bound[i] = below(bound[i]);
       mine[i] = 0;
 #pragma unroll
       for (const Entry& entry : entries[i]) mine[i] += entry.score > bound[i];
@@ -104,14 +129,11 @@ class BestEight : public ScoreQueues<kSorted> {
     __syncwarp();  // the next item may use the queues
   }
 
- private:
-  static constexpr int kEntries = capacity(kSorted);
-  static constexpr std::int32_t kNone = 0x7fffffff;
-
   /// All entries of a queue; -inf behind the end.
-  __device__ __forceinline__ static void read(std::uint32_t begin, std::uint32_t end, Entry (&entries)[kEntries]) {
+  template <int kCount>
+  __device__ __forceinline__ static void read(std::uint32_t begin, std::uint32_t end, Entry (&entries)[kCount]) {
 #pragma unroll
-    for (int e = 0; e < kEntries; ++e) {
+    for (int e = 0; e < kCount; ++e) {
       asm volatile(
           "{\n.reg .pred p;\n"
           "setp.lt.u32 p, %2, %3;\n"
@@ -124,15 +146,20 @@ class BestEight : public ScoreQueues<kSorted> {
     }
   }
 
-  /// The k-th best score of the quad, exactly; -inf where it has fewer.
-  __device__ __forceinline__ float kth(const Entry (&entries)[kEntries]) const {
-    float sorted[kSorted];
+  /// Reads the queues and finds the k-th best scores of the quads, exactly; -inf where one has fewer.
+  template <int kCount>
+  __device__ __forceinline__ void kth(Entry (&entries)[2][kCount], float (&bound)[2]) const {
+    float sorted[2][kSorted];
 #pragma unroll
-    for (int e = 0; e < kSorted; ++e) sorted[e] = entries[e].score;
-    sort_eight(sorted);
+    for (int i = 0; i < 2; ++i) {
+      read(begin_[i], end_[i], entries[i]);
 #pragma unroll
-    for (int e = kSorted; e < kEntries; ++e) keep_sorted(sorted, entries[e].score);
-    return kth_of_quad<kSorted>(sorted, k_);
+      for (int e = 0; e < kSorted; ++e) sorted[i][e] = entries[i][e].score;
+      sort_eight(sorted[i]);
+#pragma unroll
+      for (int e = kSorted; e < kCount; ++e) keep_sorted(sorted[i], entries[i][e].score);
+    }
+    kth_of_quads(sorted, k_, bound);
   }
 
   __device__ __forceinline__ static void put_above(float score, float bound, std::int32_t column, std::uint32_t& at) {

@@ -1,5 +1,5 @@
-// The best one or two blocks of the rows of an accumulator tile, exactly: each lane keeps the best two of its own columns
-// in registers, and the four lanes of a row put theirs together at the end.
+// The best one or two blocks of the rows of an accumulator tile, exactly: each lane keeps the best two of its own
+// columns in registers, and the four lanes of a row put theirs together at the end.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,8 @@ namespace moba::cuda {
 /// The choice of one warp for its 16 rows (two of each thread), over one item; k <= kFew. See BestBlocks.
 class BestFew {
  public:
+  static constexpr int kGroups = 4;  // warpgroups of a block of threads
+  static constexpr int kColumns = 64;
   static constexpr int queue_bytes(int) { return 0; }
 
   __device__ __forceinline__ void start(std::uint32_t, std::uint32_t stage, int, int k) {
@@ -26,7 +28,9 @@ class BestFew {
     }
   }
 
-  __device__ __forceinline__ bool settles(int index) const { return index > 0; }
+  __device__ __forceinline__ bool settles(int index) const {
+    return index > 0;
+  }
   /// Scores at or below the k-th best of the quad so far cannot be chosen any more.
   __device__ __forceinline__ void settle() {
 #pragma unroll
@@ -36,22 +40,22 @@ class BestFew {
     }
   }
 
-  __device__ __forceinline__ void take(const float (&scores)[64], const TileColumns& tile, int index) {
+  __device__ __forceinline__ void take(const float (&scores)[kColumns / 2], const TileColumns& tile, int index) {
     if (index == 0) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float maxima[kSorted], sorted[kFew] = {minus_infinity(), minus_infinity()};
-        group_maxima(scores, tile, i, maxima);
+        best_maxima<kColumns>(scores, tile, i, maxima);
 #pragma unroll
         for (const float high : maxima) keep_sorted(sorted, high);
         threshold_[i] = below(kth_of_quad(sorted, k_));
       }
     }
     std::uint32_t mask[2];
-    passing(scores, threshold_, tile, mask);
-    sweep(
-        scores, mask, stage_, tile.first, [](const int (&)[2]) {},
-        [&](const float (&score)[2], const std::int32_t (&column)[2]) {
+    passing<kColumns>(scores, threshold_, tile, mask);
+    sweep<kColumns>(
+        scores, mask, stage_, tile.first, [](const int(&)[2]) {},
+        [&](const float(&score)[2], const std::int32_t(&column)[2]) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             // Columns ascend, so an equal score comes after those that are there.

@@ -16,8 +16,9 @@ inline constexpr int kKeyStages = 2;
 inline constexpr int kUnitStages = 4;
 inline constexpr int kGatherWarps = 3;  // of the producers; the first warp orders keys and values
 inline constexpr int kGatherRows = 48;  // of a tile by each of them: 48, 48 and 32
+inline constexpr unsigned kPollNanoseconds = 40;
 inline constexpr int kProducerRegisters = 72;
-inline constexpr int kConsumerRegisters = 216;  // 128 * 72 + 256 * 216 <= 65536
+inline constexpr int kConsumerRegisters = 216;  // 128 * 72 + 256 * 216 <= 384 * 168, which the launch has
 inline constexpr std::uint32_t kNoPlace = 0xffffffffu;
 
 /// What the multiplying warpgroups must know of a tile of rows; key_tiles == 0 ends the work.
@@ -40,6 +41,7 @@ struct HistoryStorage {
   TileInfo info[kQueryStages];
   std::int64_t unit[kUnitStages];  // indices of the units that this thread block works on, in order
   Barrier unit_full[kUnitStages], unit_empty[kUnitStages];
+  Barrier q_copied[kQueryStages][kGatherWarps];
   Barrier q_full[kQueryStages], q_empty[kQueryStages];
   Barrier k_full[kKeyStages], k_empty[kKeyStages];
   Barrier v_full[kKeyStages], v_empty[kKeyStages];
@@ -66,23 +68,32 @@ struct Unit {
   __device__ __forceinline__ int key_tiles(int keys) const { return (item.keys + keys - 1) / keys; }
 };
 
-/// Where the row at `position` of a unit lies in q, and where its partial result goes.
+/// The row at a position of a unit, looked up a tile before it is used.
 struct Lookup {
-  std::int64_t source = -1;
-  std::uint32_t place = kNoPlace;
+  static constexpr std::uint32_t kNone = 0xffffffffu;  // no entry has all bits set: slots end before kMaxBudget
+  std::uint32_t entry = kNone;
+  std::int32_t head = 0;  // query head
 
   __device__ __forceinline__ void find(const HistoryArgs& args, const Unit& unit, std::int32_t position) {
-    source = -1;
-    place = kNoPlace;
+    entry = kNone;
     if (!unit.valid || position >= unit.rows) return;
     const std::int32_t group = args.groups.heads_per_unit;
     const std::int32_t entry_index = group == 1 ? position : position / group;
-    const std::int32_t head = unit.head + position - entry_index * group;
-    const std::uint32_t entry = __ldg(args.entries + unit.item.begin + entry_index);
-    const std::uint32_t row = entry >> kSlotBits, slot = entry & ((1u << kSlotBits) - 1u);
-    const Partials& partials = args.partials;
-    source = (partials.first_row + row) * args.q_row_stride + head * args.q_head_stride;
-    place = static_cast<std::uint32_t>(partials.place(row, head) + slot);
+    head = unit.head + position - entry_index * group;
+    entry = __ldg(args.entries + unit.item.begin + entry_index);
+  }
+  /// Where the row lies in q, in pieces of 16 bytes; anywhere for none: what becomes of it is not stored.
+  __device__ __forceinline__ std::uint32_t source(const HistoryArgs& args) const {
+    if (entry == kNone) return 0;
+    const std::int64_t at = (args.partials.first_row + (entry >> kSlotBits)) * args.q_row_stride +
+                            head * args.q_head_stride;
+    return static_cast<std::uint32_t>(at / 8);
+  }
+  /// Where its partial result goes.
+  __device__ __forceinline__ std::uint32_t place(const HistoryArgs& args) const {
+    if (entry == kNone) return kNoPlace;
+    const std::uint32_t slot = entry & ((1u << kSlotBits) - 1u);
+    return static_cast<std::uint32_t>(args.partials.place(entry >> kSlotBits, head) + slot);
   }
 };
 
@@ -117,23 +128,37 @@ __device__ __forceinline__ void produce_keys(const HistoryArgs& args, const CUte
   }
 }
 
-/// A gathering warp's rows of a tile; lane l has looked up the rows l and 32 + l of them.
-template <class T, int kDim>
-__device__ __forceinline__ void gather_rows(const HistoryArgs& args, const Lookup (&lookup)[2], int first_row,
-                                            T* shared) {
+/// The row, of each 32, that a lane looks up: gather_rows() then takes the rows of each step from lanes whose numbers
+/// are known to the compiler.
+template <int kDim>
+__device__ __forceinline__ int looked_up_row() {
+  constexpr int kChunks = kDim / 8, kRowsAtOnce = 32 / kChunks;
+  const int lane = threadIdx.x % 32;
+  return lane % kChunks * kRowsAtOnce + lane / kChunks;
+}
+
+/// kCount rows of a tile by one warp; each lane knows where the row looked_up_row() is.
+template <class T, int kDim, int kCount>
+__device__ __forceinline__ void gather_rows(const HistoryArgs& args, std::uint32_t source, int first_row, T* shared) {
   constexpr int kChunks = kDim / 8;          // of 16 bytes in a row
   constexpr int kRowsAtOnce = 32 / kChunks;  // by one warp
-  const int lane = threadIdx.x % 32, chunk = lane % kChunks;
-  const std::uint32_t base = shared_address(shared);
+  constexpr int kPeriod = 8 / kRowsAtOnce;   // the swizzle repeats after eight rows
+  constexpr int kSteps = kCount / kRowsAtOnce, kBatch = 8 < kSteps ? 8 : kSteps;
+  const int lane = threadIdx.x % 32, chunk = lane % kChunks, row = lane / kChunks;
+  const std::uint32_t base = shared_address(shared) + first_row * kPanelRowBytes;
+  std::uint32_t to[kPeriod];
 #pragma unroll
-  for (int part = 0; part < 2; ++part) {
-    if (part > 0 && first_row + 32 >= kRows) break;
-#pragma unroll 4
-    for (int step = 0; step < (part == 0 ? 32 : kGatherRows - 32) / kRowsAtOnce; ++step) {
-      const int row = step * kRowsAtOnce + lane / kChunks;
-      const std::int64_t from = __shfl_sync(0xffffffffu, lookup[part].source, row);
-      const T* source = static_cast<const T*>(args.q) + (from < 0 ? 0 : from) + chunk * 8;
-      copy_16_async(base + swizzled_offset(kRows, first_row + part * 32 + row, chunk), source, from >= 0);
+  for (int i = 0; i < kPeriod; ++i) to[i] = base + swizzled_offset(kRows, i * kRowsAtOnce + row, chunk);
+  const uint4* q = static_cast<const uint4*>(args.q) + chunk;
+#pragma unroll
+  for (int first = 0; first < kSteps; first += kBatch) {
+    std::uint32_t from[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) from[i] = __shfl_sync(0xffffffffu, source, first + i, kChunks);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int step = first + i;
+      copy_16_async(to[step % kPeriod] + step / kPeriod * 8 * kPanelRowBytes, q + from[i]);
     }
   }
 }
@@ -143,9 +168,9 @@ template <class T, int kDim, int kKeys>
 __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistoryStorage<T, kDim, kKeys>& storage) {
   const int warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
   const bool leads = warp == 0 && lane == 0;
-  const int first_row = warp * kGatherRows;
+  const int first_row = warp * kGatherRows, rows = min(kGatherRows, kRows - first_row);
+  const int row = looked_up_row<kDim>();
   RingPlace<kUnitStages> unit_place;
-  RingPlace<kQueryStages> q_place;
   std::int64_t next_unit = blockIdx.x;  // of the leader
   const auto take_unit = [&] {
     if (leads) {
@@ -162,55 +187,72 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
     unit_place.advance();
     return Unit(args, index);
   };
-  Lookup lookup[2];
-  const auto look_up = [&](const Unit& unit, int tile) {
-    lookup[0].find(args, unit, tile * kRows + first_row + lane);
-    if (lane < kGatherRows - 32) lookup[1].find(args, unit, tile * kRows + first_row + 32 + lane);
-  };
-  // The fence between copies and products is here and not with the readers: it waits for all that a thread wrote, and
-  // theirs are partial results on their way to memory.
-  int copying = -1;  // the stage that is being filled
-  const auto deliver = [&] {
+
+  // Tiles under way are handed on when their copies have come, and the fence between copies and products is here: it
+  // waits for all that a thread wrote, and the readers write partial results, which take their time.
+  RingPlace<kQueryStages> q_place, copied_place;
+  int copying = 0;
+  const auto hand_on = [&] {
+    if (copying == 0) return;
+    Barrier& copied = storage.q_copied[copied_place.stage][warp];
+    if (!__all_sync(0xffffffffu, copied.done_now(copied_place.parity))) return;
     fence_async_proxy();
-    storage.q_full[copying].arrive();
-    copying = -1;
+    __syncwarp();
+    if (lane == 0) storage.q_full[copied_place.stage].arrive();
+    copied_place.advance();
+    --copying;
   };
+  const auto has_room = [&] {
+    return __all_sync(0xffffffffu, storage.q_empty[q_place.stage].done_now(q_place.parity ^ 1u));
+  };
+
   Unit unit = take_unit();
   int tile = 0, tiles = unit.tiles();
-  look_up(unit, tile);
+  Lookup lookup[2];
+  std::int32_t keys, edges;  // of the block; 1: the first tile of its unit, 2: the last
+  const auto look_up = [&] {
+    lookup[0].find(args, unit, tile * kRows + first_row + row);
+    if (row + 32 < rows) lookup[1].find(args, unit, tile * kRows + first_row + 32 + row);
+    keys = unit.valid ? unit.item.keys : 0;
+    edges = (tile == 0 ? 1 : 0) + (tile + 1 == tiles ? 2 : 0);
+  };
+  look_up();
   while (true) {
-    if (copying >= 0 && !__all_sync(0xffffffffu, storage.q_empty[q_place.stage].done(q_place.parity ^ 1u))) {
-      copy_async_wait<0>();
-      deliver();
-    }
-    storage.q_empty[q_place.stage].wait(q_place.parity ^ 1u);
-    if (leads) {
-      const int key_tiles = unit.valid ? unit.key_tiles(kKeys) : 0;
-      storage.info[q_place.stage] = {key_tiles, unit.item.keys - (key_tiles - 1) * kKeys, tile == 0, tile + 1 == tiles};
-    }
-    if (unit.valid) {
-      storage.place[q_place.stage][first_row + lane] = lookup[0].place;
-      if (lane < kGatherRows - 32 && first_row + 32 + lane < kRows) {
-        storage.place[q_place.stage][first_row + 32 + lane] = lookup[1].place;
+    const Lookup now[2] = {lookup[0], lookup[1]};
+    const std::int32_t now_keys = keys, now_edges = edges;
+    if (now_keys > 0) {
+      if (++tile == tiles) {
+        unit = take_unit();
+        tile = 0, tiles = unit.tiles();
       }
-      gather_rows<T, kDim>(args, lookup, first_row, storage.q[q_place.stage]);
+      look_up();  // used in the next round
     }
-    copy_async_commit();
-    if (copying >= 0) {
-      copy_async_wait<1>();
-      deliver();
+    hand_on();
+    while (!has_room()) {
+      hand_on();
+      __nanosleep(kPollNanoseconds);
     }
-    copying = q_place.stage;
+    T* q = storage.q[q_place.stage];
+    std::uint32_t* place = storage.place[q_place.stage] + first_row;
+    if (leads) {
+      const std::int32_t key_tiles = (now_keys + kKeys - 1) / kKeys;
+      storage.info[q_place.stage] = {key_tiles, now_keys - (key_tiles - 1) * kKeys, now_edges & 1, now_edges & 2};
+    }
+    if (now_keys > 0) {
+      place[row] = now[0].place(args);
+      gather_rows<T, kDim, 32>(args, now[0].source(args), first_row, q);
+      if (rows > 32) {
+        hand_on();
+        if (row + 32 < rows) place[row + 32] = now[1].place(args);
+        gather_rows<T, kDim, kGatherRows - 32>(args, now[1].source(args), first_row + 32, q);
+      }
+    }
+    storage.q_copied[q_place.stage][warp].arrive_after_copies();
     q_place.advance();
-    if (!unit.valid) break;
-    if (++tile == tiles) {
-      unit = take_unit();
-      tile = 0, tiles = unit.tiles();
-    }
-    look_up(unit, tile);  // used a tile later
+    ++copying;
+    if (now_keys == 0) break;
   }
-  copy_async_wait<0>();
-  deliver();
+  while (copying > 0) hand_on();
 }
 
 }  // namespace moba::cuda::history

@@ -1,7 +1,6 @@
-// invert: row -> blocks into block -> rows by counting, in row order, without a sort. A block of threads owns a run of
-// rows of one list (a segment) and each of its warps a part of it: count each segment, sum over the segments, then walk
-// the rows once more and put each at its place. Segments are taken in order, so that what is written at a time is a
-// short stretch of each block's rows, and its lines are full when they leave the cache.
+// invert: row -> blocks into block -> rows by counting, in row order. A block of threads owns a run of rows of one list
+// (a segment): count each segment, sum over the segments, then sort the entries of a segment by block in shared memory,
+// so that each block's rows leave as a run of whole lines.
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
@@ -15,43 +14,46 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-// Block rows that the tables of a block of threads in shared memory have room for. A batch with more is walked once for
-// each window of them.
-constexpr std::int64_t kWindow = 4160;
+// Block rows that the tables of a block of threads have room for. A batch with more is walked once for each window.
+constexpr std::int64_t kCountWindow = 4160, kScatterWindow = 2080;
 
 /// What a block of threads works on.
 struct Task {
-  std::int64_t list, segment, window;
-  std::int64_t bins;                   // of the window
-  std::int64_t first_row, rows;        // of the warp's part of the segment, in the slice
-  std::uint32_t* counts;               // of the segment, at the window's first bin
+  std::int64_t list, window;
+  std::int64_t bins;             // of the window
+  std::int64_t first_row, rows;  // of the segment, in the slice
+  std::uint32_t* counts;         // of the segment, at the window's first bin
 };
 
-__device__ __forceinline__ Task find_task(const InvertProblem& problem) {
+template <std::int64_t kWindow>
+__device__ __forceinline__ Task find_task(const InvertProblem& problem, std::uint32_t number) {
   Task task;
   // Lists first: neighbours then read the same rows of the selection, whose lists share cache lines.
-  task.list = blockIdx.x % problem.lists;
-  task.segment = blockIdx.x / problem.lists;
+  const std::uint32_t lists = static_cast<std::uint32_t>(problem.lists), segment = number / lists;
+  task.list = number - segment * lists;
   task.window = static_cast<std::int64_t>(blockIdx.y) * kWindow;
   task.bins = min(kWindow, problem.block_rows - task.window);
-  const std::int64_t part = problem.segment_rows / kWarps;
-  task.first_row = task.segment * problem.segment_rows + threadIdx.x / 32 * part;
-  task.rows = min(part, problem.rows - task.first_row);
-  task.counts = problem.counts + (task.list * problem.segments + task.segment) * problem.block_rows + task.window;
+  task.first_row = segment * problem.segment_rows;
+  task.rows = min(problem.segment_rows, problem.rows - task.first_row);
+  task.counts = problem.counts + (task.list * problem.segments + segment) * problem.block_rows + task.window;
   return task;
 }
 
-__global__ void __launch_bounds__(kThreads) invert_count_kernel(InvertProblem problem) {
+template <int kListed>
+__global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4) invert_count_kernel(InvertProblem problem) {
   extern __shared__ std::uint32_t shared[];  // [bins]
   wait_for_launches_before();
-  const Task task = find_task(problem);
+  const Task task = find_task<kCountWindow>(problem, blockIdx.x);
   for (std::int64_t bin = threadIdx.x; bin < task.bins; bin += kThreads) shared[bin] = 0;
   __syncthreads();
-  walk_list<true>(problem, task.list, task.first_row, task.rows, static_cast<std::int32_t>(task.window),
-                  static_cast<std::int32_t>(task.bins), [&](const Listed (&entries)[kListed], std::uint32_t) {
+  const std::int64_t part = problem.segment_rows / kWarps, first = threadIdx.x / 32 * part;
+  const Places<kListed> places(problem);
+  walk_list<true>(problem, places, task.list, task.first_row + first, min(part, task.rows - first),
+                  static_cast<std::int32_t>(task.window), static_cast<std::int32_t>(task.bins),
+                  [&](const std::int32_t(&bins)[kListed], std::uint32_t) {
 #pragma unroll
-                    for (const Listed& entry : entries) {
-                      if (entry.bin >= 0) atomicAdd(shared + entry.bin, 1u);
+                    for (const std::int32_t bin : bins) {
+                      if (bin >= 0) atomicAdd(shared + bin, 1u);
                     }
                   });
   __syncthreads();
@@ -79,195 +81,280 @@ __device__ __forceinline__ std::uint32_t sum_column(const InvertProblem& problem
   return sum;
 }
 
-/// totals[bin + 1] becomes the entries of each bin.
-__global__ void invert_columns_kernel(InvertProblem problem, std::int64_t* totals) {
+/// totals[bin] becomes the entries of each bin.
+__global__ void invert_columns_kernel(InvertProblem problem) {
   wait_for_launches_before();
   const std::int64_t bin = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (bin < problem.lists * problem.block_rows) totals[bin + 1] = sum_column(problem, bin);
+  if (bin < problem.lists * problem.block_rows) problem.totals[bin] = sum_column(problem, bin);
 }
 
 constexpr int kScanThreads = 1024;
-constexpr int kScanEach = 8;
 
-/// offsets[bin + 1] holds totals, unless `sums_columns`, and becomes their inclusive sum; first_item likewise of the work
-/// items. One block.
+/// Entries, and the work items that they make.
+struct Sums {
+  std::int64_t entries, items;
+};
+struct AddSums {
+  __device__ Sums operator()(const Sums& a, const Sums& b) const { return {a.entries + b.entries, a.items + b.items}; }
+};
+
+/// offsets[bin + 1] and first_item[bin + 1] become the inclusive sums of the totals and of their work items. A block of
+/// threads has kScanThreads bins, and adds up those before it for itself. The totals come from the counts where
+/// `sums_columns`, which is for one block.
 __global__ void __launch_bounds__(kScanThreads)
-    invert_offsets_kernel(InvertProblem problem, bool sums_columns, std::int64_t item_rows, std::int64_t* offsets,
-                          std::int32_t* first_item) {
+    invert_offsets_kernel(InvertProblem problem, bool sums_columns, Divisor item_rows, std::int32_t last_of_item,
+                          std::int64_t* offsets, std::int32_t* first_item) {
   wait_for_launches_before();
   const std::int64_t bins = problem.lists * problem.block_rows;
-  if (sums_columns) {
-    for (std::int64_t bin = threadIdx.x; bin < bins; bin += kScanThreads) offsets[bin + 1] = sum_column(problem, bin);
-    __syncthreads();
+  const auto sums_of = [&](std::uint32_t total) {
+    return Sums{total, item_rows.quotient(static_cast<std::int32_t>(total) + last_of_item)};
+  };
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kScanThreads;
+  Sums before{};
+  for (std::int64_t bin = threadIdx.x; bin < begin; bin += kScanThreads) {
+    before = AddSums{}(before, sums_of(problem.totals[bin]));
   }
-  std::int64_t entries = 0, items = 0;  // of the bins before
-  if (threadIdx.x == 0) {
+  if (begin > 0) before = block_scan<kScanThreads>(before, Sums{}, AddSums{}).total;
+  // One block has all bins, which may be more than it has threads.
+  const std::int64_t end = sums_columns ? bins : min(bins, begin + kScanThreads);
+  for (std::int64_t first = begin; first < end; first += kScanThreads) {
+    const std::int64_t bin = first + threadIdx.x;
+    Sums mine{};
+    if (bin < end) mine = sums_of(sums_columns ? sum_column(problem, bin) : problem.totals[bin]);
+    const auto scan = block_scan<kScanThreads>(mine, Sums{}, AddSums{});
+    const Sums after = AddSums{}(AddSums{}(before, scan.exclusive), mine);
+    if (bin < end) {
+      offsets[bin + 1] = after.entries;
+      if (first_item != nullptr) first_item[bin + 1] = static_cast<std::int32_t>(after.items);
+    }
+    before = AddSums{}(before, scan.total);
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
     offsets[0] = 0;
     if (first_item != nullptr) first_item[0] = 0;
   }
-  for (std::int64_t first = 0; first < bins; first += kScanThreads * kScanEach) {
-    const std::int64_t begin = first + threadIdx.x * kScanEach;
-    std::int64_t counts[kScanEach];
-    std::int64_t my_entries = 0, my_items = 0;
+}
+
+/// Entries that a block of threads sorts at a time, unless 32 rows of each warp have more; and the most rows.
+constexpr std::int64_t kSortedEntries = 8192, kSortedRows = 4096;
+// An entry while it is sorted: bin << kBinShift | row of the batch << kSlotBits | slot.
+constexpr int kBinShift = 18;
+static_assert(kSortedRows <= 1 << (kBinShift - kSlotBits) && kScatterWindow <= 1 << (32 - kBinShift));
+
+/// Rows of a segment that are sorted together: whole steps of all warps.
+std::int64_t batch_rows_for(const InvertProblem& problem) {
+  std::int64_t rows = 32 * kWarps;
+  while (2 * rows <= std::min(kSortedRows, problem.segment_rows) && 2 * rows * problem.budget <= kSortedEntries) {
+    rows *= 2;
+  }
+  return rows;
+}
+
+/// Tables of a block of threads in shared memory, for a window of bins and so many entries. `stride`: bins, rounded up
+/// so that every table can be filled 16 bytes at a time.
+struct SortTables {
+  std::uint32_t* place;   // [stride]: of the batch's first entry, counted from the list's first
+  std::uint32_t* shift;   // [stride]: from a place among the batch's sorted entries to that of the list
+  std::uint32_t* rows;    // [kWarps, stride]: the rows of a step that chose the bin, as bits; 0 between uses
+  std::uint16_t* before;  // [kWarps, stride]: place of the warp's next entry among the sorted; counts at first
+  std::uint32_t* sorted;  // [entries]
+  std::uint16_t* bin_of;  // [entries]: of each entry of the batch; kNoBin where it does not count
+  std::int32_t stride;
+
+  static constexpr std::uint16_t kNoBin = 0xffff;
+  __host__ __device__ static constexpr std::int64_t stride_for(std::int64_t bins) { return (bins + 7) / 8 * 8; }
+  static constexpr std::int64_t bytes(std::int64_t bins, std::int64_t entries) {
+    return (8 + 6 * kWarps) * stride_for(bins) + 6 * entries;
+  }
+  __device__ SortTables(std::uint32_t* shared, std::int32_t bins, std::int32_t entries)
+      : stride(static_cast<std::int32_t>(stride_for(bins))) {
+    place = shared;
+    shift = place + stride;
+    rows = shift + stride;
+    before = reinterpret_cast<std::uint16_t*>(rows + kWarps * stride);
+    sorted = reinterpret_cast<std::uint32_t*>(before + kWarps * stride);
+    bin_of = reinterpret_cast<std::uint16_t*>(sorted + entries);
+  }
+};
+
+/// 16 bytes at a time, by all threads of the block.
+__device__ __forceinline__ void fill_zeros(void* shared, std::int32_t bytes) {
+  for (std::int32_t i = threadIdx.x; i < bytes / 16; i += kThreads)
+    static_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
+}
+
+/// `before` holds the counts of each warp and becomes their places among the sorted entries, which lie by bin, then by
+/// warp; `place` moves on to the next batch. Returns the number of entries. All threads of the block.
+__device__ __forceinline__ std::uint32_t find_places(const SortTables& tables, std::int32_t bins) {
+  const std::int32_t each = (bins + kThreads - 1) / kThreads,
+                     begin = min(bins, static_cast<std::int32_t>(threadIdx.x) * each);
+  const std::int32_t end = min(bins, begin + each), stride = tables.stride;
+  std::uint32_t mine = 0;
+  for (std::int32_t bin = begin; bin < end; ++bin) {
 #pragma unroll
-    for (int i = 0; i < kScanEach; ++i) {
-      counts[i] = begin + i < bins ? offsets[begin + i + 1] : 0;
-      my_entries += counts[i];
-      my_items += (counts[i] + item_rows - 1) / item_rows;
-    }
-    const auto add = [](std::int64_t a, std::int64_t b) { return a + b; };
-    const auto entry_scan = block_scan<kScanThreads>(my_entries, std::int64_t{0}, add);
-    const auto item_scan = block_scan<kScanThreads>(my_items, std::int64_t{0}, add);
-    std::int64_t entry = entries + entry_scan.exclusive, item = items + item_scan.exclusive;
+    for (int w = 0; w < kWarps; ++w) mine += tables.before[w * stride + bin];
+  }
+  const auto scan = block_scan<kThreads>(mine, 0u, [](std::uint32_t a, std::uint32_t b) { return a + b; });
+  std::uint32_t at = scan.exclusive;
+  for (std::int32_t bin = begin; bin < end; ++bin) {
+    const std::uint32_t place = tables.place[bin], start = at;
+    tables.shift[bin] = place - start;
 #pragma unroll
-    for (int i = 0; i < kScanEach; ++i) {
-      entry += counts[i];
-      item += (counts[i] + item_rows - 1) / item_rows;
-      if (begin + i < bins) {
-        offsets[begin + i + 1] = entry;
-        if (first_item != nullptr) first_item[begin + i + 1] = static_cast<std::int32_t>(item);
-      }
+    for (int w = 0; w < kWarps; ++w) {
+      const std::uint32_t count = tables.before[w * stride + bin];
+      tables.before[w * stride + bin] = static_cast<std::uint16_t>(at);
+      at += count;
     }
-    entries += entry_scan.total;
-    items += item_scan.total;
+    tables.place[bin] = place + at - start;
+  }
+  return scan.total;
+}
+
+/// By the first `blocks` blocks of threads of the grid: the work items of all bins, a warp for one at a time. A block
+/// of keys that every row chose has as many items as all others together.
+__device__ void list_items(const ItemsProblem& problem, std::int64_t bins, std::int64_t block_rows,
+                           const std::int64_t* offsets, int blocks) {
+  const int lane = threadIdx.x % 32;
+  for (std::int64_t bin = blockIdx.x * kWarps + threadIdx.x / 32; bin < bins; bin += blocks * kWarps) {
+    const std::int64_t begin = offsets[bin], end = offsets[bin + 1];
+    const std::int64_t list = bin / block_rows;
+    const std::int32_t block_row = static_cast<std::int32_t>(bin - list * block_rows);
+    const BlockSpan block = problem.blocks[block_row];
+    std::int64_t at = begin + lane * problem.item_rows;
+    for (std::int64_t i = problem.first_item[bin] + lane; at < end; i += 32, at += 32 * problem.item_rows) {
+      problem.items[i] = {at,
+                          block.first_key,
+                          static_cast<std::int32_t>(min(problem.item_rows, end - at)),
+                          block.keys,
+                          static_cast<std::int32_t>(list),
+                          block_row};
+    }
   }
 }
 
-/// Tables of a scattering block of threads for a window of bins.
-struct ScatterTables {
-  std::uint32_t* place;   // [bins]: of the segment's first entry, counted from the list's first
-  std::uint32_t* rows;    // [kWarps, bins]: the rows of 32 that chose the bin, as bits; 0 between uses
-  std::uint16_t* before;  // [kWarps, bins, rounded up to two]: entries of the segment before the warp's next
-  std::int64_t stride;    // of `before`
-
-  static constexpr std::int64_t bytes(std::int64_t bins) {
-    return bins * 4 + kWarps * bins * 4 + kWarps * (bins + bins % 2) * 2;
-  }
-  __device__ ScatterTables(std::uint32_t* shared, std::int64_t bins)
-      : place(shared),
-        rows(shared + bins),
-        before(reinterpret_cast<std::uint16_t*>(shared + (kWarps + 1) * bins)),
-        stride(bins + bins % 2) {}
-};
-
-__global__ void __launch_bounds__(kThreads)
-    invert_scatter_kernel(InvertProblem problem, const std::int64_t* offsets, std::uint32_t* entries,
-                          std::int32_t* pairs, std::int64_t pair_stride) {
+template <int kListed>
+__global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
+    invert_scatter_kernel(InvertProblem problem, std::int32_t batch_rows, const std::int64_t* offsets,
+                          std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride, ItemsProblem items,
+                          int item_blocks) {
   extern __shared__ std::uint32_t shared[];
   wait_for_launches_before();
-  const Task task = find_task(problem);
+  if (static_cast<int>(blockIdx.x) < item_blocks) {
+    if (blockIdx.y == 0)
+      list_items(items, problem.lists * problem.block_rows, problem.block_rows, offsets, item_blocks);
+    return;
+  }
+  const Task task = find_task<kScatterWindow>(problem, blockIdx.x - item_blocks);
   const std::int32_t window = static_cast<std::int32_t>(task.window), bins = static_cast<std::int32_t>(task.bins);
-  const ScatterTables tables(shared, bins);
+  const std::uint32_t budget = static_cast<std::uint32_t>(problem.budget);
+  const SortTables tables(shared, bins, batch_rows * static_cast<std::int32_t>(budget));
   const std::int64_t first_bin = task.list * problem.block_rows;
   // Within one list 32 bits count all entries: see kMaxSliceRows.
   const std::int64_t base = offsets[first_bin];
-  const int words = static_cast<int>(tables.stride / 2);  // of a warp's `before`
-  std::uint32_t* const before_words = reinterpret_cast<std::uint32_t*>(tables.before);
+  const int warp = threadIdx.x / 32;
+  const std::uint32_t lane = threadIdx.x % 32;
+  const Places<kListed> places(problem);
+  const std::int32_t part = batch_rows / kWarps;
+  std::uint32_t* const rows = tables.rows + warp * tables.stride;
+  std::uint16_t* const before = tables.before + warp * tables.stride;
+  std::uint32_t* const counts = reinterpret_cast<std::uint32_t*>(before);
+  std::uint16_t* const bin_of = tables.bin_of + warp * part * budget;
   for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
     tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + window + bin] - base) + task.counts[bin];
   }
-  for (int i = threadIdx.x; i < kWarps * bins; i += kThreads) tables.rows[i] = 0;
-  for (int i = threadIdx.x; i < kWarps * words; i += kThreads) before_words[i] = 0;
-  __syncthreads();
-
-  // How often each warp's rows chose each bin; then the sums over the warps before. Two counts a word: a segment has
-  // fewer than 2^16 rows, and a row has a block once.
-  const int warp = threadIdx.x / 32;
-  walk_list<false>(problem, task.list, task.first_row, task.rows, window, bins,
-                   [&](const Listed (&listed)[kListed], std::uint32_t) {
+  fill_zeros(tables.rows, kWarps * tables.stride * 4);
+  for (std::int64_t batch = 0; batch < task.rows; batch += batch_rows) {
+    fill_zeros(tables.before, kWarps * tables.stride * 2);
+    __syncthreads();
+    // Each warp's part of the rows: bins, and how often each. Two counts a word: a batch has fewer than 2^16 entries.
+    const std::uint32_t part_rows =
+        static_cast<std::uint32_t>(max(std::int64_t{0}, min(std::int64_t{part}, task.rows - batch - warp * part)));
+    walk_list<false>(problem, places, task.list, task.first_row + batch + warp * part, part_rows, window, bins,
+                     [&](const std::int32_t(&listed)[kListed], std::uint32_t first_row) {
 #pragma unroll
-                     for (const Listed& entry : listed) {
-                       if (entry.bin >= 0) {
-                         atomicAdd(before_words + warp * words + entry.bin / 2, entry.bin % 2 == 0 ? 1u : 0x10000u);
+                       for (int u = 0; u < kListed; ++u) {
+                         const std::int32_t bin = listed[u];
+                         if (places.at[u] < (part_rows - first_row) << kSlotBits) {
+                           bin_of[first_row * budget + 32 * u + lane] = static_cast<std::uint16_t>(bin);
+                         }
+                         if (bin >= 0) atomicAdd(counts + bin / 2, bin % 2 == 0 ? 1u : 0x10000u);
                        }
-                     }
-                   });
-  __syncthreads();
-  for (int i = threadIdx.x; i < words; i += kThreads) {
-    std::uint32_t sum = 0;
+                     });
+    __syncthreads();
+    const std::uint32_t total = find_places(tables, bins);
+    __syncthreads();
+    for (std::uint32_t first_row = 0; first_row < part_rows; first_row += places.rows) {
+      std::uint32_t bin[kListed], peers[kListed], start[kListed];
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const std::uint32_t count = before_words[w * words + i];
-      before_words[w * words + i] = sum;
-      sum += count;
+      for (int u = 0; u < kListed; ++u) {
+        bin[u] = SortTables::kNoBin;
+        if (places.at[u] < (part_rows - first_row) << kSlotBits) bin[u] = bin_of[first_row * budget + 32 * u + lane];
+        if (bin[u] != SortTables::kNoBin) atomicOr(rows + bin[u], 1u << (places.at[u] >> kSlotBits));
+      }
+      __syncwarp();
+#pragma unroll
+      for (int u = 0; u < kListed; ++u) {
+        const bool counts_here = bin[u] != SortTables::kNoBin;
+        peers[u] = counts_here ? rows[bin[u]] : 0;
+        start[u] = counts_here ? before[bin[u]] : 0;
+      }
+      __syncwarp();
+#pragma unroll
+      for (int u = 0; u < kListed; ++u) {
+        if (bin[u] == SortTables::kNoBin) continue;
+        const std::uint32_t earlier = peers[u] & ((1u << (places.at[u] >> kSlotBits)) - 1u);
+        if (earlier == 0) {
+          before[bin[u]] = static_cast<std::uint16_t>(start[u] + __popc(peers[u]));
+          rows[bin[u]] = 0;
+        }
+        tables.sorted[start[u] + __popc(earlier)] =
+            (bin[u] << kBinShift) + ((static_cast<std::uint32_t>(warp * part) + first_row) << kSlotBits) + places.at[u];
+      }
+      __syncwarp();
+    }
+    __syncthreads();
+    const std::uint32_t first = static_cast<std::uint32_t>(task.first_row + batch) << kSlotBits;
+    for (std::uint32_t i = threadIdx.x; i < total; i += kThreads) {
+      const std::uint32_t word = tables.sorted[i];
+      const std::int64_t to = base + (tables.shift[word >> kBinShift] + i);
+      const std::uint32_t entry = first + (word & ((1u << kBinShift) - 1u));
+      if (entries != nullptr) {
+        entries[to] = entry;
+      } else {
+        pairs[to * pair_stride] = static_cast<std::int32_t>(problem.first_row + (entry >> kSlotBits));
+        pairs[to * pair_stride + 1] = static_cast<std::int32_t>(entry & ((1u << kSlotBits) - 1u));
+      }
     }
   }
-  __syncthreads();
-
-  std::uint32_t* const rows = tables.rows + warp * bins;
-  std::uint16_t* const before = tables.before + warp * tables.stride;
-  walk_list<false>(problem, task.list, task.first_row, task.rows, window, bins,
-                   [&](const Listed (&listed)[kListed], std::uint32_t first_row) {
-#pragma unroll
-                     for (const Listed& entry : listed) {
-                       if (entry.bin >= 0) atomicOr(rows + entry.bin, 1u << (entry.row - first_row));
-                     }
-                     __syncwarp();
-                     std::uint32_t peers[kListed], start[kListed];
-#pragma unroll
-                     for (int u = 0; u < kListed; ++u) {
-                       const int bin = listed[u].bin;
-                       peers[u] = bin >= 0 ? rows[bin] : 0;
-                       start[u] = bin >= 0 ? before[bin] : 0;
-                     }
-                     __syncwarp();
-#pragma unroll
-                     for (int u = 0; u < kListed; ++u) {
-                       const int bin = listed[u].bin;
-                       if (bin < 0) continue;
-                       const std::uint32_t row = listed[u].row;
-                       const std::uint32_t earlier = peers[u] & ((1u << (row - first_row)) - 1u);
-                       if (earlier == 0) {
-                         before[bin] = static_cast<std::uint16_t>(start[u] + __popc(peers[u]));
-                         rows[bin] = 0;
-                       }
-                       const std::int64_t to = base + (tables.place[bin] + start[u] + __popc(earlier));
-                       const std::uint32_t slice_row = static_cast<std::uint32_t>(task.first_row) + row;
-                       if (entries != nullptr) {
-                         entries[to] = slice_row << kSlotBits | listed[u].slot;
-                       } else {
-                         pairs[to * pair_stride] = static_cast<std::int32_t>(problem.first_row + slice_row);
-                         pairs[to * pair_stride + 1] = static_cast<std::int32_t>(listed[u].slot);
-                       }
-                     }
-                     __syncwarp();
-                   });
 }
 
-__global__ void work_items_kernel(std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
-                                  const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
-                                  WorkItem* items) {
-  wait_for_launches_before();
-  // A warp for each bin: a block that every row chose has as many items as all others together.
-  const std::int64_t bin = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-  if (bin >= bins) return;
-  const std::int64_t begin = offsets[bin], end = offsets[bin + 1];
-  const std::int64_t list = bin / block_rows;
-  const std::int32_t block_row = static_cast<std::int32_t>(bin - list * block_rows);
-  const BlockSpan block = blocks[block_row];
-  std::int64_t at = begin + (threadIdx.x % 32) * item_rows;
-  for (std::int64_t i = first_item[bin] + threadIdx.x % 32; at < end; i += 32, at += 32 * item_rows) {
-    items[i] = {at,
-                block.first_key,
-                static_cast<std::int32_t>(min(item_rows, end - at)),
-                block.keys,
-                static_cast<std::int32_t>(list),
-                block_row};
-  }
-}
-
-dim3 walk_grid(const InvertProblem& problem) {
+dim3 walk_grid(const InvertProblem& problem, std::int64_t window) {
   return dim3(static_cast<unsigned>(problem.lists * problem.segments),
-              static_cast<unsigned>((problem.block_rows + kWindow - 1) / kWindow));
+              static_cast<unsigned>((problem.block_rows + window - 1) / window));
+}
+
+/// Calls launch with the entries of a lane at a time as a constant: as many as 32 rows have, up to eight.
+template <class Launch>
+void dispatch_listed(std::int64_t budget, Launch&& launch) {
+  if (budget <= 2) {
+    launch.template operator()<2>();
+  } else if (budget <= 4) {
+    launch.template operator()<4>();
+  } else {
+    launch.template operator()<8>();
+  }
 }
 
 }  // namespace
 
 void launch_invert_count(cudaStream_t stream, const InvertProblem& problem) {
-  const dim3 grid = walk_grid(problem);
+  const dim3 grid = walk_grid(problem, kCountWindow);
   if (grid.x == 0 || grid.y == 0) return;
-  const std::int64_t shared_bytes = std::min(kWindow, problem.block_rows) * 4;
-  launch_dependent(invert_count_kernel, "invert_count_kernel", grid, kThreads, shared_bytes, stream, problem);
+  const std::int64_t shared_bytes = std::min(kCountWindow, problem.block_rows) * 4;
+  dispatch_listed(problem.budget, [&]<int kListed>() {
+    launch_dependent(invert_count_kernel<kListed>, "invert_count_kernel", grid, kThreads, shared_bytes, stream,
+                     problem);
+  });
 }
 
 void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::int64_t item_rows,
@@ -276,32 +363,35 @@ void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::
   // So many counts one block of threads sums in the time of a second launch.
   constexpr std::int64_t kFewCounts = 16 * kScanThreads;
   const bool few = bins * problem.segments <= kFewCounts;
-  if (bins > 0 && !few) {
+  if (!few) {
     constexpr int kColumnThreads = 128;
     const auto blocks = static_cast<unsigned>((bins + kColumnThreads - 1) / kColumnThreads);
-    launch_dependent(invert_columns_kernel, "invert_columns_kernel", blocks, kColumnThreads, 0, stream, problem,
-                     offsets);
+    launch_dependent(invert_columns_kernel, "invert_columns_kernel", blocks, kColumnThreads, 0, stream, problem);
   }
-  launch_dependent(invert_offsets_kernel, "invert_offsets_kernel", 1, kScanThreads, 0, stream, problem, few, item_rows,
-                   offsets, first_item);
+  const auto blocks = few ? 1u : static_cast<unsigned>((bins + kScanThreads - 1) / kScanThreads);
+  launch_dependent(invert_offsets_kernel, "invert_offsets_kernel", blocks, kScanThreads, 0, stream, problem, few,
+                   Divisor(item_rows), static_cast<std::int32_t>(item_rows - 1), offsets, first_item);
 }
 
 void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, const std::int64_t* offsets,
-                           std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride) {
-  const dim3 grid = walk_grid(problem);
+                           std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride,
+                           const ItemsProblem* items) {
+  dim3 grid = walk_grid(problem, kScatterWindow);
   if (grid.x == 0 || grid.y == 0) return;
-  const std::int64_t shared_bytes = ScatterTables::bytes(std::min(kWindow, problem.block_rows));
-  launch_dependent(invert_scatter_kernel, "invert_scatter_kernel", grid, kThreads, shared_bytes, stream, problem,
-                   offsets, entries, pairs, pair_stride);
-}
-
-void launch_work_items(cudaStream_t stream, std::int64_t bins, std::int64_t block_rows, std::int64_t item_rows,
-                       const std::int64_t* offsets, const std::int32_t* first_item, const BlockSpan* blocks,
-                       WorkItem* items) {
-  if (bins == 0) return;
-  constexpr int kWarpsEach = 8;
-  launch_dependent(work_items_kernel, "work_items_kernel", static_cast<unsigned>((bins + kWarpsEach - 1) / kWarpsEach),
-                   32 * kWarpsEach, 0, stream, bins, block_rows, item_rows, offsets, first_item, blocks, items);
+  // Among the first, so that they run beside all others; a few on each multiprocessor.
+  constexpr std::int64_t kMostItemBlocks = 264;
+  const std::int64_t bins = problem.lists * problem.block_rows;
+  const int item_blocks =
+      items == nullptr ? 0 : static_cast<int>(std::min(kMostItemBlocks, (bins + kWarps - 1) / kWarps));
+  grid.x += static_cast<unsigned>(item_blocks);
+  const std::int64_t batch_rows = batch_rows_for(problem);
+  const std::int64_t shared_bytes =
+      SortTables::bytes(std::min(kScatterWindow, problem.block_rows), batch_rows * problem.budget);
+  dispatch_listed(problem.budget, [&]<int kListed>() {
+    launch_dependent(invert_scatter_kernel<kListed>, "invert_scatter_kernel", grid, kThreads, shared_bytes, stream,
+                     problem, static_cast<std::int32_t>(batch_rows), offsets, entries, pairs, pair_stride,
+                     items == nullptr ? ItemsProblem{} : *items, item_blocks);
+  });
 }
 
 }  // namespace moba::cuda

@@ -8,6 +8,7 @@
 #include "cuda/device/element.cuh"
 #include "cuda/instances.h"
 #include "cuda/launch.h"
+#include "cuda/sm90/few_sequences.cuh"
 
 namespace moba::cuda {
 namespace {
@@ -34,7 +35,9 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(PoolProblem problem) {
   wait_for_launches_before();
   const std::int64_t task = blockIdx.x;
   const std::int64_t row = task / problem.kv_heads, head = task - row * problem.kv_heads;
-  const BlockSpan block = problem.blocks[row];
+  const BlockSpan block = problem.batch.block_table == nullptr
+                              ? block_of_few(problem.batch, row, task == 0 && threadIdx.x < 32)
+                              : problem.batch.block_table[row];
   if (block.keys == 0) return;  // rows that no block owns stay as they are
   const T* keys =
       static_cast<const T*>(problem.k) + block.first_key * problem.k_row_stride + head * problem.k_head_stride;

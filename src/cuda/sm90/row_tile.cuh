@@ -18,25 +18,25 @@ struct RowTile {
 };
 
 /// Tile t of the packed rows: tile i of sequence s has the number q_begin / rows + s + i, as block rows have. No rows
-/// where it is nobody's.
-__device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, std::int32_t tile, std::int32_t rows) {
+/// where it is nobody's. `columns`: of a tile of representatives.
+__device__ __forceinline__ RowTile find_tile(const SelectProblem& problem, const SequenceSpan* sequences,
+                                             std::int32_t tile, std::int32_t rows, std::int32_t columns) {
   const auto first_tile = [&](std::int32_t s) {
-    return static_cast<std::int32_t>(static_cast<std::uint32_t>(problem.sequences[s].q_begin) / rows) + s;
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(sequences[s].q_begin) / rows) + s;
   };
-  const auto s = last_at_or_before(static_cast<std::int32_t>(problem.sequence_count), tile, first_tile);
+  const auto s = last_at_or_before(static_cast<std::int32_t>(problem.batch.count), tile, first_tile);
   RowTile result{};
   if (s < 0) return result;
-  const SequenceSpan sequence = problem.sequences[s];
+  const SequenceSpan sequence = sequences[s];
   const std::int64_t at = static_cast<std::int64_t>(tile - first_tile(s)) * rows;
   if (at >= sequence.q_length) return result;
   result.first_row = static_cast<std::int32_t>(sequence.q_begin + at);
   result.end_row = static_cast<std::int32_t>(min(sequence.q_begin + at + rows, sequence.q_begin + sequence.q_length));
   result.shift = static_cast<std::int32_t>(sequence.k_length - sequence.q_length - sequence.q_begin);
-  result.first_block_row =
-      problem.block_of(static_cast<std::int32_t>(sequence.k_begin)) + s;
+  result.first_block_row = problem.block_of(static_cast<std::int32_t>(sequence.k_begin)) + s;
   const std::int32_t last = result.end_row - 1 + result.shift;
   const std::int32_t past = last < 0 ? 0 : problem.block_of(last);
-  result.column_tiles = past > problem.sinks ? (past + kSelectColumns - 1) / kSelectColumns : 0;
+  result.column_tiles = past > problem.sinks ? (past + columns - 1) / columns : 0;
   return result;
 }
 

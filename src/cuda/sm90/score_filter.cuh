@@ -10,22 +10,23 @@
 
 namespace moba::cuda {
 
-/// Columns of a tile; a lane has kPositions of them for each of its two rows: position p = 2 * j + c is column
-/// 8 * j + c, counted from the lane's first (see wgmma.cuh), and scores[4 * j + 2 * i + c] of row i.
-inline constexpr int kTileColumns = 128;
-inline constexpr int kPositions = kTileColumns / 4;
+/// Of a tile of kColumns, 64 or 128, a lane has kColumns / 4 positions for each of its two rows: position p = 2 * j + c
+/// is column 8 * j + c, counted from the lane's first (see wgmma.cuh), and scores[4 * j + 2 * i + c] of row i.
+/// Columns that lie in shared memory at a time.
+inline constexpr int kStagedColumns = 64;
+inline constexpr int kStagedPositions = kStagedColumns / 4;
 /// Bytes of a lane's scores of four columns of both rows, and from these to those of the next columns.
 inline constexpr std::uint32_t kStagedBytes = 16;
 inline constexpr std::uint32_t kStagedStride = 32 * kStagedBytes;
-/// Shared memory of a warp for half a tile.
-inline constexpr int kWarpStageBytes = kPositions / 4 * static_cast<int>(kStagedStride);
+/// Shared memory of a warp for them.
+inline constexpr int kWarpStageBytes = kStagedPositions / 2 * static_cast<int>(kStagedStride);
 
 /// What a lane's two rows may choose of a tile, counted from the lane's first column.
 struct TileColumns {
-  std::int32_t first;              // the lane's first column, counted in blocks of the sequence
-  std::int32_t begin[2], end[2];   // of each row, possibly outside of the tile
-  std::int32_t count;              // columns below the farthest end of the warp's rows; the same in all lanes
-  bool whole;                      // every row of the warp may choose every column; the same in all lanes
+  std::int32_t first;             // the lane's first column, counted in blocks of the sequence
+  std::int32_t begin[2], end[2];  // of each row, possibly outside of the tile
+  std::int32_t count;             // columns below the farthest end of the warp's rows; the same in all lanes
+  bool whole;                     // every row of the warp may choose every column; the same in all lanes
 };
 
 constexpr int column_of(int position) {
@@ -35,17 +36,21 @@ constexpr int score_of(int position, int row) {
   return position / 2 * 4 + 2 * row + position % 2;
 }
 
-/// The mask of the positions below `column`; the first position is the highest bit.
+/// The mask of the positions below `column` of kColumns; the first position is bit kColumns / 4 - 1.
+template <int kColumns>
 __device__ __forceinline__ std::uint32_t positions_below(std::int32_t column) {
+  constexpr int kPositions = kColumns / 4;
   const std::int32_t at = max(column, 0);
   const std::int32_t count = min(2 * (at / 8) + min(at % 8, 2), kPositions);
-  return ~__funnelshift_rc(0xffffffffu, 0u, static_cast<unsigned>(count));
+  return (0xffffffffu >> (32 - kPositions)) &
+         ~__funnelshift_rc(0xffffffffu >> (32 - kPositions), 0u, static_cast<unsigned>(count));
 }
 
 /// The positions whose scores are above their row's threshold: never a NaN.
-__device__ __forceinline__ void passing(const float (&scores)[64], const float (&threshold)[2],
+template <int kColumns>
+__device__ __forceinline__ void passing(const float (&scores)[kColumns / 2], const float (&threshold)[2],
                                         const TileColumns& tile, std::uint32_t (&mask)[2]) {
-  constexpr int kHalf = kPositions / 2;
+  constexpr int kHalf = kColumns / 8;
   std::uint32_t half[2][2] = {};
   const auto compare = [&](int p, int h) {
 #pragma unroll
@@ -55,7 +60,7 @@ __device__ __forceinline__ void passing(const float (&scores)[64], const float (
       half[h][i] = __funnelshift_l(__float_as_uint(difference), half[h][i], 1);
     }
   };
-  if (tile.count > kTileColumns / 2) {
+  if (tile.count > kColumns / 2) {
     // Two chains a row, for latency.
 #pragma unroll
     for (int p = 0; p < kHalf; ++p) {
@@ -70,13 +75,15 @@ __device__ __forceinline__ void passing(const float (&scores)[64], const float (
   for (int i = 0; i < 2; ++i) mask[i] = half[0][i] << kHalf | half[1][i];
   if (!tile.whole) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) mask[i] &= positions_below(tile.end[i]) & ~positions_below(tile.begin[i]);
+    for (int i = 0; i < 2; ++i) {
+      mask[i] &= positions_below<kColumns>(tile.end[i]) & ~positions_below<kColumns>(tile.begin[i]);
+    }
   }
 }
 
 /// Greatest scores of groups of kEach positions of row i; -inf where a group has a column that may not be chosen.
-template <int kEach>
-__device__ __forceinline__ void group_maxima(const float (&scores)[64], const TileColumns& tile, int i,
+template <int kEach, int kScores>
+__device__ __forceinline__ void group_maxima(const float (&scores)[kScores], const TileColumns& tile, int i,
                                              float (&maxima)[kSorted]) {
 #pragma unroll
   for (int group = 0; group < kSorted; ++group) {
@@ -99,44 +106,50 @@ __device__ __forceinline__ void group_maxima(const float (&scores)[64], const Ti
   }
 }
 
-/// The same for the groups that the tile's columns fill best: four positions, or two or one where few columns count.
-__device__ __forceinline__ void group_maxima(const float (&scores)[64], const TileColumns& tile, int i,
-                                             float (&maxima)[kSorted]) {
-  if (tile.count <= kTileColumns / 4) {
+/// The same for the groups that the tile's columns fill best: of as many positions as the tile has for each, or of
+/// fewer where few columns count.
+template <int kColumns>
+__device__ __forceinline__ void best_maxima(const float (&scores)[kColumns / 2], const TileColumns& tile, int i,
+                                            float (&maxima)[kSorted]) {
+  if (tile.count <= 32) {
     group_maxima<1>(scores, tile, i, maxima);
-  } else if (tile.count <= kTileColumns / 2) {
+  } else if (kColumns == 64 || tile.count <= 64) {
     group_maxima<2>(scores, tile, i, maxima);
   } else {
-    group_maxima<4>(scores, tile, i, maxima);
+    group_maxima<kColumns / 32>(scores, tile, i, maxima);
   }
 }
 
-/// Calls begin(counts of the lane's passing scores of both rows) for a half of the tile that has some, then, as long as a
-/// lane has one left, take(scores, columns) with the next of each row, -inf where none is left; columns ascend. All lanes
-/// together. `stage`: shared address of the lane's first 16 bytes of its warp's stage.
-template <class Begin, class Take>
-__device__ __forceinline__ void sweep(const float (&scores)[64], const std::uint32_t (&mask)[2], std::uint32_t stage,
-                                      std::int32_t first_column, Begin&& begin, Take&& take) {
-  constexpr int kHalf = kPositions / 2;
+/// Calls begin(counts of the lane's passing scores of both rows) for 64 columns at a time where some lane has one,
+/// then, as long as a lane has one left, take(scores, columns) with the next of each row, -inf where none is left;
+/// columns ascend. All lanes together. `stage`: shared address of the lane's first 16 bytes of its warp's stage.
+template <int kColumns, class Begin, class Take>
+__device__ __forceinline__ void sweep(const float (&scores)[kColumns / 2], const std::uint32_t (&mask)[2],
+                                      std::uint32_t stage, std::int32_t first_column, Begin&& begin, Take&& take) {
+  constexpr int kParts = kColumns / kStagedColumns;
+  static_assert(kParts == 1 || kParts == 2);
 #pragma unroll 1
-  for (int half = 0; half < 2; ++half) {
+  for (int part = 0; part < kParts; ++part) {
     std::uint32_t left[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) left[i] = half == 0 ? mask[i] >> kHalf : mask[i] & ((1u << kHalf) - 1u);
+    for (int i = 0; i < 2; ++i) {
+      left[i] = mask[i];
+      if constexpr (kParts == 2) left[i] = part == 0 ? mask[i] >> kStagedPositions : mask[i] & 0xffffu;
+    }
     if (!__any_sync(kAllLanes, (left[0] | left[1]) != 0)) continue;
     const auto put = [&](int from) {
 #pragma unroll
-      for (int j = 0; j < kHalf / 2; ++j) {
+      for (int j = 0; j < kStagedPositions / 2; ++j) {
         asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(stage + j * kStagedStride),
                      "f"(scores[from + 4 * j]), "f"(scores[from + 4 * j + 1]), "f"(scores[from + 4 * j + 2]),
                      "f"(scores[from + 4 * j + 3])
                      : "memory");
       }
     };
-    if (half == 0) {
+    if (part == 0) {
       put(0);
     } else {
-      put(score_of(kHalf, 0));
+      put(score_of(kColumns / 4 - kStagedPositions, 0));
     }
     begin({__popc(left[0]), __popc(left[1])});
     do {
@@ -148,8 +161,9 @@ __device__ __forceinline__ void sweep(const float (&scores)[64], const std::uint
         std::int32_t bit;
         asm("bfind.u32 %0, %1;" : "=r"(bit) : "r"(left[i]));
         const std::int32_t low = bit & 1;
-        const std::uint32_t address = stage + (kHalf / 2 - 1) * kStagedStride + 4 + 8 * i - 256 * bit + 252 * low;
-        column[i] = first_column + half * (kTileColumns / 2) + column_of(kHalf - 1) - 4 * bit + 3 * low;
+        const std::uint32_t address =
+            stage + (kStagedPositions / 2 - 1) * kStagedStride + 4 + 8 * i - 256 * bit + 252 * low;
+        column[i] = first_column + part * kStagedColumns + column_of(kStagedPositions - 1) - 4 * bit + 3 * low;
         asm volatile(
             "{\n.reg .pred p;\n"
             "setp.ne.u32 p, %2, 0;\n"

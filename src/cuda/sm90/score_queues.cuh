@@ -23,9 +23,10 @@ inline constexpr std::uint32_t kEntryStride = 2 * kQueueThreads * 8;
 inline constexpr int kBatch = 4;
 
 /// The queues of one warp for its 16 rows (two of each thread), over one item; k <= kMost.
-template <int kMost>
+template <int kMost, int kTileColumns>
 class ScoreQueues {
  public:
+  static constexpr int kColumns = kTileColumns;
   /// Entries of a lane's queue of one row: k must fit and one more; with a few more, queues are full less often.
   static constexpr int capacity(int k) { return kMost <= kSorted ? kSorted + 4 : k + 5; }
   /// Bytes of a warpgroup's queues.
@@ -43,29 +44,36 @@ class ScoreQueues {
     }
   }
 
-  /// Whether settle() is worth its time before tile `index` is taken in, while its scores are not there yet: it raises the
-  /// thresholds to what the tiles so far allow. After the second, fourth, eighth ... tile.
+  /// Whether settle() is worth its time before tile `index` is taken in, while its scores are not there yet: it raises
+  /// the thresholds to what the tiles so far allow. After the second, fourth, eighth ... tile.
   __device__ __forceinline__ bool settles(int index) const {
     return index >= 2 && (index & (index - 1)) == 0 && bounded();
   }
 
   /// Takes in a tile.
-  __device__ __forceinline__ void take(const float (&scores)[64], const TileColumns& tile, int index) {
+  __device__ __forceinline__ void take(const float (&scores)[kColumns / 2], const TileColumns& tile, int index) {
     if (index == 0 && bounded()) {
+      float maxima[2][kSorted];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float maxima[kSorted];
-        group_maxima(scores, tile, i, maxima);
-        sort_eight(maxima);
-        threshold_[i] = below(kth_of_quad<kBounded>(maxima, k_));
+        best_maxima<kColumns>(scores, tile, i, maxima[i]);
+        sort_eight(maxima[i]);
       }
+      if constexpr (kBounded <= kSorted) {
+        kth_of_quads(maxima, k_, threshold_);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) threshold_[i] = kth_of_quad<kBounded>(maxima[i], k_);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) threshold_[i] = below(threshold_[i]);
     }
     std::uint32_t mask[2];
-    passing(scores, threshold_, tile, mask);
+    passing<kColumns>(scores, threshold_, tile, mask);
     bool crowded = false;
-    sweep(
+    sweep<kColumns>(
         scores, mask, stage_, tile.first,
-        [&](const int (&counts)[2]) {
+        [&](const int(&counts)[2]) {
           bool full = false;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -73,8 +81,9 @@ class ScoreQueues {
           }
           crowded = __any_sync(kAllLanes, full);
         },
-        [&](const float (&score)[2], const std::int32_t (&column)[2]) {
-          if (crowded && __any_sync(kAllLanes, end_[0] - begin_[0] > limit_ || end_[1] - begin_[1] > limit_)) tighten(false);
+        [&](const float(&score)[2], const std::int32_t(&column)[2]) {
+          if (crowded && __any_sync(kAllLanes, end_[0] - begin_[0] > limit_ || end_[1] - begin_[1] > limit_))
+            tighten(false);
 #pragma unroll
           for (int i = 0; i < 2; ++i) push_above<kEntryStride>(score[i], threshold_[i], column[i], end_[i]);
         });
@@ -83,10 +92,12 @@ class ScoreQueues {
  protected:
   static constexpr int kBounded = kMost < kMostBounded ? kMost : kMostBounded;
   /// Whether a bound of the k-th best score comes from sorted runs.
-  __device__ __forceinline__ bool bounded() const { return kMost <= kMostBounded || k_ <= kMostBounded; }
+  __device__ __forceinline__ bool bounded() const {
+    return kMost <= kMostBounded || k_ <= kMostBounded;
+  }
 
-  /// Raises the thresholds and frees at least one place in every queue. `between_tiles`: not in the middle of one, where
-  /// a column may be still to come that is lower than one that has come, with the score of the new bound.
+  /// Raises the thresholds and frees at least one place in every queue. `between_tiles`: not in the middle of one,
+  /// where a column may be still to come that is lower than one that has come, with the score of the new bound.
   __device__ __forceinline__ void tighten(bool between_tiles) {
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {

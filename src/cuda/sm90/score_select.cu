@@ -1,5 +1,5 @@
 // score_select: the best past blocks of each row. Warpgroups hold 64 query rows each in registers; representatives
-// stream through a ring in shared memory, 128 at a time; scores never leave the accumulators (see best_blocks.cuh).
+// stream through a ring in shared memory, 64 at a time; scores never leave the accumulators (see best_blocks.cuh).
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
@@ -10,6 +10,7 @@
 #include "cuda/sm90/best_blocks.cuh"
 #include "cuda/sm90/best_eight.cuh"
 #include "cuda/sm90/best_few.cuh"
+#include "cuda/sm90/few_sequences.cuh"
 #include "cuda/sm90/query_rows.cuh"
 #include "cuda/sm90/row_tile.cuh"
 
@@ -17,13 +18,24 @@ namespace moba::cuda {
 namespace {
 
 constexpr int kGroupRows = 64;  // of a warpgroup
-constexpr int kMostGroups = 3;
-constexpr int kMostStages = 4;
+constexpr int kMostStages = 8;
 constexpr int kItemSlots = 4;
-// Of 128 a thread at launch: three warpgroups that choose and one that copies.
-constexpr int kConsumerRegisters = 152, kProducerRegisters = 40;
-// What a block of threads may have on this architecture, less the barriers and the alignment of the ring.
-constexpr int kSharedBytes = 227 * 1024 - 2048;
+
+/// Registers of threads that choose and of those that copy, of as many at launch as a multiprocessor has for all.
+template <int kGroups>
+struct Registers;
+template <>
+struct Registers<3> {
+  static constexpr int kChoosing = 152, kCopying = 40;  // of 128
+};
+template <>
+struct Registers<4> {
+  static constexpr int kChoosing = 112, kCopying = 32;  // of 96
+};
+
+// What a block of threads may have on this architecture, less the barriers, few sequences and the alignment of the
+// ring.
+constexpr int kSharedBytes = 227 * 1024 - 3072;
 
 struct Shape {
   int groups, stages, row_tiles;
@@ -31,15 +43,30 @@ struct Shape {
   int k;  // slots that are left for free choice
 };
 
-/// By one warp. Rows that no sequence holds have an empty list; they lie between the end of one sequence and the begin of the next.
-__device__ void clear_keyless_rows(const SelectProblem& problem) {
-  for (std::int64_t s = blockIdx.x; s <= problem.sequence_count; s += gridDim.x) {
-    const std::int64_t begin = s == 0 ? 0 : problem.sequences[s - 1].q_begin + problem.sequences[s - 1].q_length;
-    const std::int64_t end = s == problem.sequence_count ? problem.rows : problem.sequences[s].q_begin;
+/// By one warp. Rows that no sequence holds have an empty list; they lie between the end of one sequence and the begin
+/// of the next.
+__device__ void clear_keyless_rows(const SelectProblem& problem, const SequenceSpan* sequences) {
+  for (std::int64_t s = blockIdx.x; s <= problem.batch.count; s += gridDim.x) {
+    const std::int64_t begin = s == 0 ? 0 : sequences[s - 1].q_begin + sequences[s - 1].q_length;
+    const std::int64_t end = s == problem.batch.count ? problem.rows : sequences[s].q_begin;
     for (std::int64_t row = begin; row < end; ++row) {
       for (std::int64_t at = threadIdx.x % 32; at < problem.lists * problem.budget; at += 32) {
         problem.blocks[row * problem.row_stride + at / problem.budget * problem.list_stride + at % problem.budget] = -1;
       }
+    }
+  }
+}
+
+/// Copies a tile of representatives, which lies in shared memory as copy_tile() would leave it.
+template <int kColumns, int kDim>
+__device__ __forceinline__ void copy_columns(std::uint8_t* stage, const SelectProblem& problem, Barrier* barrier,
+                                             std::int32_t block_row, int kv) {
+#pragma unroll
+  for (int panel = 0; panel < kDim / kPanelColumns; ++panel) {
+#pragma unroll
+    for (int first = 0; first < kColumns; first += kSelectBoxRows) {
+      copy_box(stage + (panel * kColumns + first) * kPanelRowBytes, &problem.representatives, barrier,
+               panel * kPanelColumns, block_row + first, kv);
     }
   }
 }
@@ -52,12 +79,13 @@ struct Item {
 
 /// Chooser: BestFew, BestEight or BestBlocks.
 template <class T, int kDim, class Chooser>
-__global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
+__global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
     select_kernel(const __grid_constant__ SelectProblem problem, const Shape shape) {
   extern __shared__ std::uint8_t raw[];
   __shared__ Barrier full[kMostStages], empty[kMostStages], item_full[kItemSlots], item_empty[kItemSlots];
   __shared__ Item items[kItemSlots];
-  constexpr int kStageBytes = kSelectColumns * kDim * 2;
+  __shared__ SequenceSpan few[kFewSequences + 1];
+  constexpr int kColumns = Chooser::kColumns, kStageBytes = kColumns * kDim * 2;
   constexpr int kSwizzleAtom = 1024;
   std::uint8_t* const ring = raw + (kSwizzleAtom - shared_address(raw) % kSwizzleAtom) % kSwizzleAtom;
   std::uint8_t* const stages = ring + shape.stages * kStageBytes;  // of scores, one of each warp
@@ -95,8 +123,16 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
   RingPlace<kItemSlots> slot;
 
   if (warp >= 4 * shape.groups) {
-    give_registers<kProducerRegisters>();
-    if (warp == 4 * shape.groups + 1) clear_keyless_rows(problem);
+    give_registers<Registers<Chooser::kGroups>::kCopying>();
+    // Of the four warps here, one copies and one clears.
+    const SequenceSpan* sequences = problem.batch.table;
+    if (sequences == nullptr && warp <= 4 * shape.groups + 1) {
+      constexpr int kBarrier = 1;
+      if (warp == 4 * shape.groups) few[lane] = span_of_lane(problem.batch, blockIdx.x == 0);
+      named_sync(kBarrier, 64);
+      sequences = few;
+    }
+    if (warp == 4 * shape.groups + 1) clear_keyless_rows(problem, sequences);
     if (warp == 4 * shape.groups) {
       if (lane == 0) prefetch_map(&problem.representatives);
       // The last rows have the most past, so tiles go from the last to the first: the longest items begin first.
@@ -105,7 +141,9 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
         const bool more = item < static_cast<std::uint32_t>(shape.items);
         const int list = static_cast<int>(item % lists);
         RowTile tile{};
-        if (more) tile = find_tile(problem, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows);
+        if (more)
+          tile =
+              find_tile(problem, sequences, shape.row_tiles - 1 - static_cast<int>(item / lists), tile_rows, kColumns);
         if (more && tile.first_row >= tile.end_row) continue;
         item_empty[slot.stage].wait(slot.parity ^ 1u);
         if (lane == 0) {
@@ -122,8 +160,8 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
             for (int kv = first_kv; kv < first_kv + kv_of_list; ++kv) {
               empty[stage].wait(parity ^ 1u);
               full[stage].arrive_expecting(kStageBytes);
-              copy_tile<kSelectColumns, kDim>(ring + stage * kStageBytes, &problem.representatives, &full[stage],
-                                              tile.first_block_row + column_tile * kSelectColumns, kv);
+              copy_columns<kColumns, kDim>(ring + stage * kStageBytes, problem, &full[stage],
+                                           tile.first_block_row + column_tile * kColumns, kv);
               advance();
             }
           }
@@ -132,7 +170,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
       }
     }
   } else {
-    take_registers<kConsumerRegisters>();
+    take_registers<Registers<Chooser::kGroups>::kChoosing>();
     const int group = warp / 4, thread = threadIdx.x % 128;
     const std::uint32_t my_queues = shared_address(queues) + group * Chooser::queue_bytes(shape.k);
     const std::uint32_t my_stage = shared_address(stages) + warp * kWarpStageBytes;
@@ -145,7 +183,9 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
       return item;
     };
     const auto first_row = [&](const Item& item) { return item.tile.first_row + group * kGroupRows + warp % 4 * 16; };
-    const auto scores_any = [&](const Item& item) { return shape.k > 0 && item.list >= 0 && item.tile.column_tiles > 0; };
+    const auto scores_any = [&](const Item& item) {
+      return shape.k > 0 && item.list >= 0 && item.tile.column_tiles > 0;
+    };
     const auto fetch = [&](const Item& item) {
       if (heads_of_list > 1 || !scores_any(item)) return;
       fetch_rows<T, kDim>(my_stage, problem, first_row(item), item.tile.end_row, item.list);
@@ -166,7 +206,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
         const int first_head = item.list * heads_of_list;
         // Zeros, though products overwrite both: what has no value yet would hold its registers all over the kernel.
         std::uint32_t query[kDim / 4] = {};
-        float scores[kSelectColumns / 2] = {};
+        float scores[kColumns / 2] = {};
         if (heads_of_list == 1) take_rows<kDim>(query, my_stage);
         Chooser best;
         best.start(my_queues, my_stage + lane * kStagedBytes, thread, shape.k);
@@ -178,7 +218,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
           }
           for (int kv = 0; kv < kv_of_list; ++kv) {
             full[stage].wait(parity);
-            const std::uint64_t tile_b = tile_descriptor<Major::K>(ring + stage * kStageBytes, kSelectColumns);
+            const std::uint64_t tile_b = tile_descriptor<Major::K>(ring + stage * kStageBytes, kColumns);
             for (int inner = 0; inner < inner_heads; ++inner) {
               if (heads_of_list > 1) {
                 load_rows<T, kDim>(query, problem, row, tile.end_row, first_head + kv * inner_heads + inner);
@@ -186,8 +226,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
               hold_registers(query);
               hold_registers(scores);
               wgmma_fence();
-              wgmma_tiles<T, kSelectColumns, kDim / 16, Major::K>(scores, query, tile_b, kSelectColumns,
-                                                                  kv + inner > 0);
+              wgmma_tiles<T, kColumns, kDim / 16, Major::K>(scores, query, tile_b, kColumns, kv + inner > 0);
               wgmma_commit();
               wgmma_wait<0>();
               hold_registers(scores);
@@ -197,11 +236,11 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
             if (lane == 0) empty[stage].arrive();
             advance();
           }
-          const int first_column = column_tile * kSelectColumns;
+          const int first_column = column_tile * kColumns;
           if (first_column >= most_end) continue;  // no row of this warp
           columns.first = first_column + 2 * (lane % 4);
           columns.count = most_end - first_column;
-          columns.whole = first_column + kSelectColumns <= least_end && first_column >= problem.sinks;
+          columns.whole = first_column + kColumns <= least_end && first_column >= problem.sinks;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             columns.begin[i] = past[i].sinks - columns.first;
@@ -225,6 +264,7 @@ __global__ void __launch_bounds__((kMostGroups + 1) * 128, 1)
         if (row + 8 * i >= tile.end_row) continue;
         // Forced blocks and padding: each lane of the quad writes every fourth place.
         const RowPast& mine = past[i];
+        if (counts[i] == problem.budget) continue;  // no sinks, then
         for (int place = lane % 4; place < problem.budget; place += 4) {
           const int after = mine.sinks + counts[i];
           std::int32_t block = -1;
@@ -254,13 +294,14 @@ template <class Chooser>
 Shape shape_of(const SelectProblem& problem, int k) {
   Shape shape{};
   shape.k = k;
-  const int stage_bytes = kSelectColumns * static_cast<int>(problem.head_dim) * 2;
+  const int stage_bytes = Chooser::kColumns * static_cast<int>(problem.head_dim) * 2;
   constexpr int kFewestStages = 2;
-  shape.groups = std::clamp((kSharedBytes - kFewestStages * stage_bytes) / group_bytes<Chooser>(k), 1, kMostGroups);
+  shape.groups =
+      std::clamp((kSharedBytes - kFewestStages * stage_bytes) / group_bytes<Chooser>(k), 1, Chooser::kGroups);
   shape.stages =
       std::clamp((kSharedBytes - shape.groups * group_bytes<Chooser>(k)) / stage_bytes, kFewestStages, kMostStages);
   const std::int64_t tile_rows = shape.groups * kGroupRows;
-  shape.row_tiles = static_cast<int>(problem.rows / tile_rows + problem.sequence_count);
+  shape.row_tiles = static_cast<int>(problem.rows / tile_rows + problem.batch.count);
   shape.items = static_cast<std::int32_t>(shape.row_tiles * problem.lists);
   return shape;
 }
@@ -268,7 +309,7 @@ Shape shape_of(const SelectProblem& problem, int k) {
 template <class Chooser>
 void launch(cudaStream_t stream, DType dtype, const SelectProblem& problem, int k) {
   const Shape shape = shape_of<Chooser>(problem, k);
-  const int shared_bytes = shape.stages * kSelectColumns * static_cast<int>(problem.head_dim) * 2 +
+  const int shared_bytes = shape.stages * Chooser::kColumns * static_cast<int>(problem.head_dim) * 2 +
                            shape.groups * group_bytes<Chooser>(k) + 1024;
   const unsigned blocks = static_cast<unsigned>(std::clamp<std::int64_t>(shape.items, 1, multiprocessors()));
   dispatch_instance(dtype, problem.head_dim, [&]<class T, int kDim>() {

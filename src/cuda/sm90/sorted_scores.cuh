@@ -90,6 +90,26 @@ __device__ __forceinline__ float kth_of_quad(const float (&sorted)[kSorted], int
   return element<kKept>(all, k - 1);
 }
 
+/// The same of both rows of a thread, k <= kSorted: each lane merges those of one row and gets the other's result.
+__device__ __forceinline__ void kth_of_quads(const float (&sorted)[2][kSorted], int k, float (&kth)[2]) {
+  const bool odd = threadIdx.x & 1;
+  float best[kSorted];
+#pragma unroll
+  for (int i = 0; i < kSorted; ++i) {
+    const float given = odd ? sorted[0][kSorted - 1 - i] : sorted[1][kSorted - 1 - i];
+    const float kept = odd ? sorted[1][i] : sorted[0][i];
+    best[i] = fmaxf(kept, __shfl_xor_sync(kAllLanes, given, 1));
+  }
+  sort_bitonic<kSorted>(best);
+  float all[kSorted];
+#pragma unroll
+  for (int i = 0; i < kSorted; ++i) all[i] = fmaxf(best[i], __shfl_xor_sync(kAllLanes, best[kSorted - 1 - i], 2));
+  sort_bitonic<kSorted>(all);
+  const float mine = element<kSorted>(all, k - 1), other = __shfl_xor_sync(kAllLanes, mine, 1);
+  kth[0] = odd ? other : mine;
+  kth[1] = odd ? mine : other;
+}
+
 /// The same for the two best of each lane and k <= kFew.
 __device__ __forceinline__ float kth_of_quad(const float (&sorted)[kFew], int k) {
   float high = sorted[0], low = sorted[1];

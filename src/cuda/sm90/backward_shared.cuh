@@ -1,0 +1,68 @@
+// Shared memory of the products of attend_backward: the unit's keys and values, a ring of tiles of query rows, and the
+// slopes dS of two tiles.
+#pragma once
+
+#include "cuda/device/barrier.cuh"
+#include "cuda/device/copy.cuh"
+#include "cuda/sm90/backward.h"
+
+namespace moba::cuda {
+
+template <int kDim>
+struct BackwardShape {
+  static constexpr int kRows = tile_rows_of(kDim);
+  static constexpr int kStages = 3;
+  static constexpr int kConsumers = 2;  // warpgroups
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kRowPanels = kRows / 64;
+};
+
+/// What consumers need to know of each row of a tile.
+struct TileHeader {
+  std::int32_t item;   // its index; -1: no more work
+  std::int32_t flags;  // of TileFlag
+  std::int32_t keys;   // of the unit
+  std::int32_t unused;
+};
+enum TileFlag { kFirstTile = 1, kLastTile = 2, kMaskedTile = 4 };
+
+inline constexpr std::uint32_t kNoPlace = 0xffffffffu;
+
+template <int kDim>
+struct BackwardStage {
+  using Shape = BackwardShape<kDim>;
+  alignas(1024) std::uint16_t q[Shape::kRows * kDim];
+  alignas(1024) std::uint16_t dout[Shape::kRows * kDim];
+};
+
+/// Rows of dq on their way to partials. They start in different banks: rounded ones by 16 bytes a row, fp32 ones by a
+/// half of the banks between even and odd rows, which is what is left of shared memory.
+template <int kDim, bool kTurns>
+struct GradientRows {
+  static constexpr int kRows = BackwardShape<kDim>::kRows;
+  static constexpr int kOddRows = kRows * kDim * 2 + 64;
+  static constexpr int kBytes = kTurns ? kRows * kDim * 4 + 64 : kRows * (kDim * 2 + 16);
+  static __device__ __forceinline__ int row_offset(int row) {
+    return kTurns ? (row & 1) * kOddRows + (row >> 1) * kDim * 4 : row * (kDim * 2 + 16);
+  }
+};
+
+template <int kDim, bool kTurns>
+struct BackwardShared : GradientRows<kDim, kTurns> {
+  using Shape = BackwardShape<kDim>;
+  alignas(1024) std::uint16_t k[kUnitKeys * kDim];
+  alignas(1024) std::uint16_t v[kUnitKeys * kDim];
+  BackwardStage<kDim> stages[Shape::kStages];
+  // dS^T: R / 64 panels of [128 keys, 64 rows]. Two, so that one barrier a tile is enough.
+  alignas(1024) std::uint16_t slopes[2][kUnitKeys * Shape::kRows];
+  alignas(16) RowTerm terms[Shape::kStages][Shape::kRows];
+  alignas(16) std::int32_t last_keys[Shape::kStages][Shape::kRows];      // the last key of the unit that the row sees
+  alignas(16) char query_gradients[GradientRows<kDim, kTurns>::kBytes];  // dq of a tile
+  TileHeader headers[Shape::kStages];
+  Barrier full[Shape::kStages], empty[Shape::kStages];
+  Barrier keys_full, keys_empty;
+  Barrier gradients_full, gradients_empty;
+  std::int32_t next_item;
+};
+
+}  // namespace moba::cuda
