@@ -48,8 +48,8 @@ void attend_chunks(const AttendRows& call) {
   });
   if (total_rows == 0) return;
   const auto bytes = [&](std::int64_t rows) { return Fold::bytes(call, rows * call.dims.group, blocks); };
-  const std::int64_t most =
-      chunk_rows(call.context, selection, call.dims, total_rows, blocks, Fold::kRowTile, 0, kWantedBytes, "attend", bytes);
+  const std::int64_t most = chunk_rows(call.context, selection, call.dims, total_rows, blocks, Fold::kRowTile, 0,
+                                       kWantedBytes, "attend", bytes);
 
   std::int64_t count = 0;
   for_each_sequence(most, [&](const Sequence&, std::int64_t, std::int64_t) { ++count; });

@@ -17,7 +17,7 @@ namespace moba::cpu {
 
 using Pair = std::uint32_t;
 
-inline constexpr std::int64_t kPairRows = 64;  // query rows of a tile: four vectors of 16 lanes
+inline constexpr std::int64_t kPairRows = 64;   // query rows of a tile: four vectors of 16 lanes
 inline constexpr std::int64_t kPairKeys = 128;  // keys of a tile of scores: 32 KiB, most of the first-level cache
 // Keys laid out at a time: K and V of them stay in the second-level cache (256 KiB at a head dim of 128), and a tile of
 // query rows is laid out once for all of them.
@@ -48,7 +48,7 @@ struct PairProduct {
   std::int64_t a_row = 0, a_pair = 1;  // in pairs
   const Pair* b = nullptr;
   std::int64_t b_panel_stride = 0;  // in pairs
-  float* c = nullptr;  // rows have room for padded(n) floats
+  float* c = nullptr;               // rows have room for padded(n) floats
   std::int64_t c_row = 0;
   const float* c_scale = nullptr;  // [m]; null for 1
   bool accumulate = false;

@@ -111,8 +111,8 @@ std::int64_t rows_that_fit(Context& context, std::int64_t wanted, std::int64_t f
 }
 
 /// Rows of a chunk. A list wants chunks so long that a block is met by four row tiles on average, since it is packed
-/// anew for each chunk; 512 (row, head) pairs repay packing otherwise. Never so long that fewer than 32 tasks are left, nor
-/// that all threads together hold more than `wanted_bytes`, as long as chunks of one row tile can help it.
+/// anew for each chunk; 512 (row, head) pairs repay packing otherwise. Never so long that fewer than 32 tasks are left,
+/// nor that all threads together hold more than `wanted_bytes`, as long as chunks of one row tile can help it.
 template <class Bytes>
 std::int64_t chunk_rows(Context& context, const Selection& selection, const Dims& dims, std::int64_t total_rows,
                         std::int64_t blocks, std::int64_t row_tile, std::int64_t fixed, std::int64_t wanted_bytes,

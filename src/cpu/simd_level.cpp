@@ -38,7 +38,8 @@ void for_each_compiled_target(Use&& use) {
   for (std::int64_t rest = HWY_TARGETS; rest != 0; rest &= rest - 1) use(rest & -rest);
 }
 
-// AVX-512 with products of bfloat16 pairs, on matrix tiles or not; Highway's part of the work is at its best level then.
+// AVX-512 with products of bfloat16 pairs, on matrix tiles or not; Highway's part of the work is at its best level
+// then.
 constexpr const char* kTileLevel = "AMX-BF16";
 constexpr const char* kPairLevel = "AVX-512-BF16";
 cpu::PairLimit limit_of_pairs = cpu::PairLimit::kTiles;

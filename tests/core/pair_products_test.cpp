@@ -163,9 +163,8 @@ TEST_P(PairProductsTest, BitsDependOnRowAndColumnAlone) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, PairProductsTest, ::testing::Values("AMX-BF16", "AVX-512-BF16"), [](const auto& param) {
-  return param.index == 0 ? "tiles" : "vectors";
-});
+INSTANTIATE_TEST_SUITE_P(All, PairProductsTest, ::testing::Values("AMX-BF16", "AVX-512-BF16"),
+                         [](const auto& param) { return param.index == 0 ? "tiles" : "vectors"; });
 
 }  // namespace
 }  // namespace moba::test

@@ -243,8 +243,8 @@ int run_attend(const BenchFlags& flags) {
       "{}\nmedians of {} alternating runs{}; ratio to torch's scaled_dot_product_attention{} over all keys\n\n"
       "  {:<7} {:>6}  {:>5}  {:>4} {:>4}  {:>4}  {:<5} {:>10} {:>10} {:>8}\n",
       machine_line(device.is_cuda()), flags.repeats, device.is_cuda() ? ", each after 0.25 s of itself" : "",
-      device.is_cuda() ? " (cuDNN for 16 bits)" : "", "pass", "n",
-      "heads", "d", "B", "k", "dtype", "ms", "torch ms", "ratio"));
+      device.is_cuda() ? " (cuDNN for 16 bits)" : "", "pass", "n", "heads", "d", "B", "k", "dtype", "ms", "torch ms",
+      "ratio"));
   if (device.is_cpu() && has_matrix_tiles()) {
     std::istringstream note("This processor has AMX; " + matrix_tiles_note() + ".");
     for (std::string line; std::getline(note, line);) print("  " + line + "\n");

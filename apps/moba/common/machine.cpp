@@ -68,8 +68,9 @@ std::string matrix_tiles_note() {
         kTorchWithout, kOursWithout);
   }
   if (torch_uses_matrix_tiles()) {
-    return fmt::format("torch uses it and libmoba does not: the goals do not apply.\nWith {} in the environment they do",
-                       kTorchWithout);
+    return fmt::format(
+        "torch uses it and libmoba does not: the goals do not apply.\nWith {} in the environment they do",
+        kTorchWithout);
   }
   if (libmoba_uses_matrix_tiles()) {
     return fmt::format(

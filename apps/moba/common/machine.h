@@ -14,8 +14,8 @@ std::string cpu_name();
 /// libraries whose kernels they are below it, oneDNN (linear layers, matmul) and MKL (inside dense attention).
 bool torch_uses_matrix_tiles();
 
-/// What ratios of ours to torch mean on a processor with AMX, and how to take it from torch, from ours at the SIMD level
-/// in use, or from both; empty where the processor has none.
+/// What ratios of ours to torch mean on a processor with AMX, and how to take it from torch, from ours at the SIMD
+/// level in use, or from both; empty where the processor has none.
 std::string matrix_tiles_note();
 
 /// {"cpu", "cores", "threads", "torch_amx"?, "moba_amx"?, "moba", "torch", "compiler"}; "…_amx", whether each uses it,

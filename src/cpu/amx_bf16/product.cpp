@@ -141,7 +141,8 @@ void scale_rows(const PairProduct& p) {
     if (p.c_scale[i] == 1.0f) continue;
     const __m512 scale = _mm512_set1_ps(p.c_scale[i]);
     float* row = p.c + i * p.c_row;
-    for (std::int64_t c = 0; c < p.n; c += kTile) _mm512_storeu_ps(row + c, _mm512_mul_ps(_mm512_loadu_ps(row + c), scale));
+    for (std::int64_t c = 0; c < p.n; c += kTile)
+      _mm512_storeu_ps(row + c, _mm512_mul_ps(_mm512_loadu_ps(row + c), scale));
   }
 }
 
