@@ -24,6 +24,9 @@ void clear_keyless_rows(const AttendRows& call) {
   });
 }
 
+// A forward pass stays below 64 MB of scratch, the lists of its choice apart, on any machine.
+constexpr std::int64_t kWantedBytes = std::int64_t{60} << 20;
+
 /// The rows that are not few (see kFewRows), cut into chunks, by the means of Fold: its kRowTile, bytes() and run().
 template <class Fold>
 void attend_chunks(const AttendRows& call) {
@@ -45,8 +48,8 @@ void attend_chunks(const AttendRows& call) {
   });
   if (total_rows == 0) return;
   const auto bytes = [&](std::int64_t rows) { return Fold::bytes(call, rows * call.dims.group, blocks); };
-  const std::int64_t most =
-      chunk_rows(call.context, selection, call.dims, total_rows, blocks, Fold::kRowTile, 0, "attend", bytes);
+  const std::int64_t most = chunk_rows(call.context, selection, call.dims, total_rows, blocks, Fold::kRowTile, 0,
+                                       kWantedBytes, "attend", bytes);
 
   std::int64_t count = 0;
   for_each_sequence(most, [&](const Sequence&, std::int64_t, std::int64_t) { ++count; });

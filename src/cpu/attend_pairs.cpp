@@ -13,9 +13,10 @@ std::int64_t value_panels(const AttendRows& call) {
 }  // namespace
 
 std::int64_t PairFold::bytes(const AttendRows& call, std::int64_t ids, std::int64_t blocks) {
-  const std::int64_t row = padded(call.dims.dim) / 2;
+  const std::int64_t row = pair_row(call.dims.dim);
   const std::int64_t words = ids * (row + call.out_row() + 2) + kPairTileKeys * row +
-                             kPairTileKeys / 2 * value_panels(call) + (row + kPairKeys / 2 + kPairKeys) * kPairRows;
+                             kPairTileKeys / 2 * value_panels(call) +
+                             (row + kPairKeys / 2 + kPairKeys + call.out_row()) * kPairRows;
   return 4 * words + call.gathered_bytes(kPairTileKeys) + visible_bytes(call.dims.value_dim) +
          BlockLists::bytes(call.args.selection, ids, blocks);
 }
@@ -23,7 +24,8 @@ std::int64_t PairFold::bytes(const AttendRows& call, std::int64_t ids, std::int6
 PairFold::PairFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks)
     : call_(call),
       kernel_(*pair_kernels()),
-      row_(padded(call.dims.dim) / 2),
+      ready_(kernel_),
+      row_(pair_row(call.dims.dim)),
       coming_(call.args.k, call.args.v),
       q_(call.context, ids * row_, "query rows"),
       k_(call.context, kPairTileKeys * row_, "a tile of keys"),
@@ -31,6 +33,7 @@ PairFold::PairFold(const AttendRows& call, std::int64_t ids, std::int64_t blocks
       lanes_(call.context, row_ * kPairRows, "a tile of query rows"),
       weights_(call.context, kPairKeys / 2 * kPairRows, "a tile of weights"),
       scores_(call.context, kPairKeys * kPairRows, "a tile of scores"),
+      rows_(call.context, kPairRows * call.out_row(), "output rows of a tile"),
       out_(call.context, ids * call.out_row(), "output rows"),
       shift_(call.context, ids, "row maxima"),
       sum_(call.context, ids, "row sums"),
@@ -75,15 +78,17 @@ void PairFold::run(const Chunk& chunk, std::int64_t kv_head) {
 
 void PairFold::fold_tile(const RowTile& tile) {
   const Dims& dims = call_.dims;
+  // Rows of a list lie far apart; products want their outputs together.
+  const std::int64_t out_row = call_.out_row();
+  for (std::int64_t i = 0; i < tile.count; ++i) {
+    const float* out = out_.data() + tile.ids[i] * out_row;
+    for (std::int64_t c = 0; c < out_row; c += kPad) __builtin_prefetch(out + c, 1, 3);
+  }
   kernel_.pack_lanes({reinterpret_cast<const std::uint16_t*>(q_.data()), 2 * row_, tile.ids, tile.count, dims.dim},
                      lanes_.data());
-  // Rows of a list lie far apart; their outputs are wanted after the first scores.
-  for (std::int64_t i = 0; i < tile.count; ++i) {
-    const float* out = out_.data() + tile.ids[i] * call_.out_row();
-    for (std::int64_t c = 0; c < call_.out_row(); c += kPad) __builtin_prefetch(out + c, 1, 2);
-  }
   float shift[kPairRows] = {}, sum[kPairRows] = {}, factor[kPairRows];
   for (std::int64_t i = 0; i < tile.count; ++i) {
+    std::copy_n(out_.data() + tile.ids[i] * out_row, out_row, rows_.data() + i * out_row);
     shift[i] = shift_[tile.ids[i]];
     sum[i] = sum_[tile.ids[i]];
   }
@@ -116,17 +121,18 @@ void PairFold::fold_tile(const RowTile& tile) {
                       .c_row = kPairRows});
     coming_.ask_for_some();
     const bool rescales = kernel_.softmax(scores, {shift, sum, factor}, weights_.data());
-    add_values(tile, key, scores, rescales ? factor : nullptr);
+    add_values(key, scores, rescales ? factor : nullptr);
   }
   for (std::int64_t i = 0; i < tile.count; ++i) {
+    std::copy_n(rows_.data() + i * out_row, out_row, out_.data() + tile.ids[i] * out_row);
     shift_[tile.ids[i]] = shift[i];
     sum_[tile.ids[i]] = sum[i];
   }
 }
 
-/// out = out * factor + weights V for the keys of a tile of scores.
-void PairFold::add_values(const RowTile& tile, std::int64_t key, const PairTile& scores, const float* factor) {
-  const PairProduct product{.m = tile.count,
+/// rows = rows * factor + weights V for the keys of a tile of scores.
+void PairFold::add_values(std::int64_t key, const PairTile& scores, const float* factor) {
+  const PairProduct product{.m = scores.lanes,
                             .n = call_.dims.value_dim,
                             .pairs = pairs_of(scores.keys),
                             .a = weights_.data(),
@@ -134,9 +140,8 @@ void PairFold::add_values(const RowTile& tile, std::int64_t key, const PairTile&
                             .a_pair = kPairRows,
                             .b = v_.data() + key / 2 * kPanel,
                             .b_panel_stride = pairs_of(keys_) * kPanel,
-                            .c = out_.data(),
+                            .c = rows_.data(),
                             .c_row = call_.out_row(),
-                            .c_ids = tile.ids,
                             .c_scale = factor,
                             .accumulate = true};
   if (v_is_finite_ || scores.begin == nullptr) {

@@ -18,16 +18,17 @@ class PairFold {
 
  private:
   void fold_tile(const RowTile& tile);
-  void add_values(const RowTile& tile, std::int64_t key, const PairTile& scores, const float* factor);
+  void add_values(std::int64_t key, const PairTile& scores, const float* factor);
 
   const AttendRows& call_;
   const PairKernels& kernel_;
+  ReadyForProducts ready_;
   std::int64_t row_;       // pairs of a row of q and k in scratch
   std::int64_t keys_ = 0;  // of the tile at hand
   KeysAhead coming_;
   bool v_is_finite_ = true;
   Scratch<Pair> q_, k_, v_, lanes_, weights_;
-  Scratch<float> scores_, out_, shift_, sum_;
+  Scratch<float> scores_, rows_, out_, shift_, sum_;
   Scratch<std::byte> gathered_;
   BlockLists lists_;
 };

@@ -50,7 +50,7 @@ void AttendRows::start(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_h
 
 void AttendRows::fold(AttendWorkspace& w, const Chunk& chunk, std::int64_t kv_head, std::int64_t first_id,
                       bool few) const {
-  if (few && has_pairs) return fold_few_pairs(w, chunk, kv_head, first_id);
+  if (few && few_have_pairs) return fold_few_pairs(w, chunk, kv_head, first_id);
   const Sequence sequence = sequences[chunk.sequence];
   const TokenRows place = token_rows(sequence);
   if (args.selection.kind == SelectionKind::kList) {

@@ -57,7 +57,8 @@ class AttendRows {
         args(call),
         dims(call.q, call.k, call.v),
         kernel(kernels()),
-        has_pairs(call.q.dtype == DType::kBFloat16 && pair_kernels() != nullptr),
+        few_have_pairs(call.q.dtype == DType::kBFloat16 && pair_kernels() != nullptr),
+        has_pairs(call.q.dtype == DType::kBFloat16 && pair_product_kernels() != nullptr),
         sequences(sequences_of(lent, call.batch, call.page_table, call.q.shape[0], call.k.shape[0])) {}
 
   bool is_few(std::int64_t rows) const { return rows * dims.group <= kFewRows; }
@@ -99,7 +100,7 @@ class AttendRows {
   const AttendArgs& args;
   const Dims dims;
   const Kernels& kernel;
-  const bool has_pairs;  // products of bfloat16 pairs
+  const bool few_have_pairs, has_pairs;  // products of bfloat16 pairs, for few rows and for many
   const Sequences sequences;
 
  private:

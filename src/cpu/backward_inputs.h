@@ -73,7 +73,7 @@ struct KeyOperands {
 
 /// Whether the passes take products of bfloat16 pairs.
 inline bool uses_pairs(const AttendBackwardArgs& args) {
-  return args.q.dtype == DType::kBFloat16 && pair_kernels() != nullptr;
+  return args.q.dtype == DType::kBFloat16 && pair_product_kernels() != nullptr;
 }
 
 /// The two passes. dq: a task per chunk of query rows. dk, dv: a task per tile of keys, so that no two tasks add to the

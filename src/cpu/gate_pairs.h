@@ -41,10 +41,11 @@ class PairGate {
       : q_(q),
         representatives_(representatives),
         dim_(q.shape[2]),
-        row_(padded(dim_) / 2),
+        row_(pair_row(dim_)),
         heads_of_list_(heads_of_list),
         tile_(blocks_of_tile(most_past)),
         kernels_(*pair_kernels()),
+        ready_(kernels_),
         blocks_(context, heads_of_list * tile_ * row_, "a tile of representatives"),
         lanes_(context, heads_of_list * row_ * kPairRows, "query rows"),
         scores_(context, tile_ * kPairRows, "a tile of scores"),
@@ -54,7 +55,7 @@ class PairGate {
   static std::int64_t bytes(std::int64_t dim, std::int64_t rows, std::int64_t most_past, std::int64_t heads_of_list,
                             const ChoiceRule& rule) {
     const std::int64_t tile = blocks_of_tile(most_past), tiles = HeadFold::is_plain_sum(rule, heads_of_list) ? 1 : 2;
-    return 4 * (heads_of_list * padded(dim) / 2 * (tile + kPairRows) + tiles * tile * kPairRows) +
+    return 4 * (heads_of_list * pair_row(dim) * (tile + kPairRows) + tiles * tile * kPairRows) +
            HeadFold::bytes(rule, heads_of_list, rows);
   }
 
@@ -221,6 +222,7 @@ class PairGate {
   const BlockRows& representatives_;
   std::int64_t dim_, row_, heads_of_list_, tile_;
   const PairKernels& kernels_;
+  ReadyForProducts ready_;
   Scratch<Pair> blocks_, lanes_;
   Scratch<float> scores_;
   HeadFold fold_;

@@ -14,8 +14,9 @@ class PairSlopes {
       : args_(args),
         dims_(dims),
         kernel_(*pair_kernels()),
-        k_row_(padded(dims.dim) / 2),
-        v_row_(padded(dims.value_dim) / 2),
+        ready_(kernel_),
+        k_row_(pair_row(dims.dim)),
+        v_row_(pair_row(dims.value_dim)),
         k_(context, keys * k_row_, "a tile of keys"),
         v_(context, keys * v_row_, "a tile of values"),
         q_lanes_(context, k_row_ * kPairRows, "query rows"),
@@ -24,7 +25,7 @@ class PairSlopes {
         dp_(context, kPairKeys * kPairRows, "a tile of gradients of weights") {}
 
   static std::int64_t bytes(const Dims& dims, std::int64_t keys) {
-    return 2 * (keys + kPairRows) * (padded(dims.dim) + padded(dims.value_dim)) + 8 * kPairKeys * kPairRows;
+    return 4 * (keys + kPairRows) * (pair_row(dims.dim) + pair_row(dims.value_dim)) + 8 * kPairKeys * kPairRows;
   }
 
   void load_keys(const Rows& k, const Rows& v) {
@@ -85,6 +86,7 @@ class PairSlopes {
   const AttendBackwardArgs& args_;
   const Dims& dims_;
   const PairKernels& kernel_;
+  ReadyForProducts ready_;
   std::int64_t k_row_, v_row_, lanes_ = 0;
   float lse_[kPairRows] = {}, delta_[kPairRows] = {}, dlse_[kPairRows] = {};
   std::int32_t begin_[kPairRows] = {}, end_[kPairRows] = {};

@@ -17,14 +17,18 @@ namespace moba::cpu {
 
 using Pair = std::uint32_t;
 
-inline constexpr std::int64_t kPairRows = 64;  // query rows of a tile: four vectors of 16 lanes
-inline constexpr std::int64_t kPairKeys = 64;  // keys of a tile of scores: 16 KiB, half the first-level cache
+inline constexpr std::int64_t kPairRows = 64;   // query rows of a tile: four vectors of 16 lanes
+inline constexpr std::int64_t kPairKeys = 128;  // keys of a tile of scores: 32 KiB, most of the first-level cache
 // Keys laid out at a time: K and V of them stay in the second-level cache (256 KiB at a head dim of 128), and a tile of
 // query rows is laid out once for all of them.
 inline constexpr std::int64_t kPairTileKeys = 512;
 
 constexpr std::int64_t pairs_of(std::int64_t count) {
   return (count + 1) / 2;
+}
+/// Pairs of a row in scratch: whole vectors, so that every row begins with a line of the cache.
+constexpr std::int64_t pair_row(std::int64_t columns) {
+  return (columns + 31) / 32 * 16;
 }
 
 /// bfloat16 rows: row i is data + (ids ? ids[i] : i) * stride; its columns are contiguous.
@@ -36,16 +40,16 @@ struct PairSource {
 };
 
 /// C [m, n] = A B, or C * scale + A B, with A [m, pairs] at a + i * a_row + p * a_pair and B in panels. Every element
-/// is one chain over the pairs in ascending order: its bits depend neither on m nor on n.
+/// is one chain over the pairs in ascending order: its bits depend neither on m nor on n. Where a_pair is not 1, A is
+/// weights: m is at most kPairRows, and pairs at most kPairKeys / 2.
 struct PairProduct {
   std::int64_t m = 0, n = 0, pairs = 0;
   const Pair* a = nullptr;
   std::int64_t a_row = 0, a_pair = 1;  // in pairs
   const Pair* b = nullptr;
   std::int64_t b_panel_stride = 0;  // in pairs
-  float* c = nullptr;               // row i is c + (c_ids ? c_ids[i] : i) * c_row, with room for padded(n) floats
+  float* c = nullptr;               // rows have room for padded(n) floats
   std::int64_t c_row = 0;
-  const std::int32_t* c_ids = nullptr;
   const float* c_scale = nullptr;  // [m]; null for 1
   bool accumulate = false;
 };
@@ -76,6 +80,10 @@ struct PairTerms {
 };
 
 struct PairKernels {
+  /// What a thread does before its first product and after its last one.
+  void (*begin_products)();
+  void (*end_products)();
+
   /// dst [rows][row_pairs] = the rows, zero behind their columns.
   void (*copy_rows)(const PairSource& src, Pair* dst, std::int64_t row_pairs);
 
@@ -122,11 +130,27 @@ struct PairKernels {
 inline constexpr std::int64_t kMostKept =
     16;  // the best of a lane live in registers; beyond, a heap per row is quicker
 
-/// The table, or null where this build or this processor lacks the instruction, or a limit on the SIMD level excludes
-/// it.
+/// The best table that build, processor, operating system and the limit on the SIMD level leave; null for none.
 const PairKernels* pair_kernels();
 
-/// The table whatever the limit; null where build or processor lack it. Asked once; use pair_kernels().
-const PairKernels* compiled_pair_kernels();
+/// The same for attention over tiles of rows, forward and backward, whose products are nearly all of the work. Null on
+/// processors with the instruction but not its speed: Intel's issue it at half the rate of float32 products, so these
+/// are as fast, and want less around them. There the gate and few rows are for pairs, these are not.
+const PairKernels* pair_product_kernels();
+
+/// Whether the table is that of matrix tiles.
+bool pairs_have_tiles();
+
+/// Has a thread ready for products while it lives; one at a time.
+class ReadyForProducts {
+ public:
+  explicit ReadyForProducts(const PairKernels& kernels) : kernels_(kernels) { kernels_.begin_products(); }
+  ~ReadyForProducts() { kernels_.end_products(); }
+  ReadyForProducts(const ReadyForProducts&) = delete;
+  ReadyForProducts& operator=(const ReadyForProducts&) = delete;
+
+ private:
+  const PairKernels& kernels_;
+};
 
 }  // namespace moba::cpu

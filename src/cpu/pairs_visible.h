@@ -32,8 +32,7 @@ inline void multiply_visible(Context& context, const PairKernels& kernel, PairPr
       }
     }
     product.a = whole.a + i * whole.a_row;
-    product.c_ids = whole.c_ids != nullptr ? whole.c_ids + i : nullptr;
-    product.c = whole.c_ids != nullptr ? whole.c : whole.c + i * whole.c_row;
+    product.c = whole.c + i * whole.c_row;
     product.c_scale = whole.c_scale != nullptr ? whole.c_scale + i : nullptr;
     kernel.multiply(product);
   }

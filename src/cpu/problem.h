@@ -111,18 +111,23 @@ std::int64_t rows_that_fit(Context& context, std::int64_t wanted, std::int64_t f
 }
 
 /// Rows of a chunk. A list wants chunks so long that a block is met by four row tiles on average, since it is packed
-/// anew for each chunk; 512 (row, head) pairs repay packing otherwise. Never so long that fewer than 32 tasks are left.
+/// anew for each chunk; 512 (row, head) pairs repay packing otherwise. Never so long that fewer than 32 tasks are left,
+/// nor that all threads together hold more than `wanted_bytes`, as long as chunks of one row tile can help it.
 template <class Bytes>
 std::int64_t chunk_rows(Context& context, const Selection& selection, const Dims& dims, std::int64_t total_rows,
-                        std::int64_t blocks, std::int64_t row_tile, std::int64_t fixed, const char* verb,
-                        Bytes&& bytes) {
+                        std::int64_t blocks, std::int64_t row_tile, std::int64_t fixed, std::int64_t wanted_bytes,
+                        const char* verb, Bytes&& bytes) {
   std::int64_t ids = 512;
   if (selection.kind == SelectionKind::kList) {
     const std::int64_t budget = std::max<std::int64_t>(1, selection.budget());
     ids = std::clamp<std::int64_t>(4 * row_tile * blocks / budget, 1024, 32768);
   }
   ids = std::min(ids, total_rows * dims.heads / 32);
-  return rows_that_fit(context, std::max(row_tile, ids / dims.group), fixed, verb, bytes);
+  std::int64_t rows = std::max(row_tile, ids / dims.group);
+  while (rows * dims.group > row_tile && rows > 1 && context.num_threads() * bytes(rows) > wanted_bytes) {
+    rows = (rows + 1) / 2;
+  }
+  return rows_that_fit(context, rows, fixed, verb, bytes);
 }
 
 }  // namespace moba::cpu

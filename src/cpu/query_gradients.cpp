@@ -148,9 +148,10 @@ void for_each_chunk(Context& context, const AttendBackwardArgs& args, const Dims
       blocks = std::max(blocks, sequences[s].blocks(selection.block_size));
     }
   }
-  const std::int64_t most = chunk_rows(
-      context, selection, dims, args.q.shape[0], blocks, Sums::kRowTile, RowTerms::bytes(args), "attend_backward",
-      [&](std::int64_t rows) { return Sums::bytes(args, dims, rows * dims.group, blocks); });
+  const std::int64_t most =
+      chunk_rows(context, selection, dims, args.q.shape[0], blocks, Sums::kRowTile, RowTerms::bytes(args),
+                 context.workspace_limit(), "attend_backward",
+                 [&](std::int64_t rows) { return Sums::bytes(args, dims, rows * dims.group, blocks); });
   std::int64_t count = 0;
   for_each_row_run(sequences, most, [&](const Sequence&, std::int64_t, std::int64_t) { ++count; });
   Scratch<Chunk> chunks(context, count, "tasks");

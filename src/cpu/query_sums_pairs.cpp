@@ -6,8 +6,9 @@
 namespace moba::cpu {
 std::int64_t PairQuerySums::bytes(const AttendBackwardArgs& args, const Dims& dims, std::int64_t ids,
                                   std::int64_t blocks) {
-  const std::int64_t words = ids * (padded(dims.dim) / 2 * 3 + padded(dims.value_dim) / 2 + 3) +
-                             kPairTileKeys / 2 * panels(dims.dim) * kPanel + kPairKeys / 2 * kPairRows;
+  const std::int64_t words = ids * (pair_row(dims.dim) + padded(dims.dim) + pair_row(dims.value_dim) + 3) +
+                             kPairTileKeys / 2 * panels(dims.dim) * kPanel +
+                             (kPairKeys / 2 + padded(dims.dim)) * kPairRows;
   return 4 * words + visible_bytes(dims.dim) + PairSlopes::bytes(dims, kPairTileKeys) +
          BlockLists::bytes(args.selection, ids, blocks);
 }
@@ -20,13 +21,14 @@ PairQuerySums::PairQuerySums(Context& context, const AttendBackwardArgs& args, c
       sequences_(sequences),
       terms_(terms),
       kernel_(*pair_kernels()),
-      q_row_(padded(dims.dim) / 2),
-      dout_row_(padded(dims.value_dim) / 2),
+      q_row_(pair_row(dims.dim)),
+      dout_row_(pair_row(dims.value_dim)),
       coming_(args.k, args.v),
       q_(context, ids * q_row_, "query rows"),
       dout_(context, ids * dout_row_, "gradients of output rows"),
       k_panels_(context, kPairTileKeys / 2 * panels(dims.dim) * kPanel, "a tile of keys"),
       weights_(context, kPairKeys / 2 * kPairRows, "a tile of gradients of scores"),
+      rows_(context, kPairRows * padded(dims.dim), "gradients of query rows of a tile"),
       dq_(context, ids * padded(dims.dim), "gradients of query rows"),
       lse_(context, ids, "lse of each row"),
       delta_(context, ids, "delta of each row"),
@@ -79,6 +81,10 @@ void PairQuerySums::add_tile(const RowTile& tile) {
   };
   operands_.load_rows(gathered(q_, q_row_, dims_.dim), gathered(dout_, dout_row_, dims_.value_dim), tile.ids,
                       {lse_.data(), delta_.data(), dlse_.data()});
+  const std::int64_t width = padded(dims_.dim);
+  for (std::int64_t i = 0; i < tile.count; ++i) {
+    std::copy_n(dq_.data() + tile.ids[i] * width, width, rows_.data() + i * width);
+  }
   const std::int64_t last = tile.end_column();
   for (std::int64_t key = tile.first_column() / kPairKeys * kPairKeys; key < last; key += kPairKeys) {
     const std::int64_t count = std::min(kPairKeys, last - key);
@@ -92,9 +98,8 @@ void PairQuerySums::add_tile(const RowTile& tile) {
                               .a_pair = kPairRows,
                               .b = k_panels_.data() + key / 2 * kPanel,
                               .b_panel_stride = pairs_of(keys_) * kPanel,
-                              .c = dq_.data(),
-                              .c_row = padded(dims_.dim),
-                              .c_ids = tile.ids,
+                              .c = rows_.data(),
+                              .c_row = width,
                               .accumulate = true};
     if (k_is_finite_) {
       kernel_.multiply(product);
@@ -107,6 +112,9 @@ void PairQuerySums::add_tile(const RowTile& tile) {
       end[i] = empty ? begin[i] : tile.end[i] - static_cast<std::int32_t>(key);
     }
     multiply_visible(context_, kernel_, product, begin, end);
+  }
+  for (std::int64_t i = 0; i < tile.count; ++i) {
+    std::copy_n(rows_.data() + i * width, width, dq_.data() + tile.ids[i] * width);
   }
 }
 

@@ -32,7 +32,7 @@ class PairQuerySums {
   KeysAhead coming_;
   bool k_is_finite_ = true;
   Scratch<Pair> q_, dout_, k_panels_, weights_;
-  Scratch<float> dq_, lse_, delta_, dlse_;
+  Scratch<float> rows_, dq_, lse_, delta_, dlse_;
   PairSlopes operands_;
   BlockLists lists_;
 };

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/highway_targets.h"
@@ -37,14 +38,16 @@ void for_each_compiled_target(Use&& use) {
   for (std::int64_t rest = HWY_TARGETS; rest != 0; rest &= rest - 1) use(rest & -rest);
 }
 
-// AVX-512 with products of bfloat16 pairs; Highway's part of the work is at its best level then.
+// AVX-512 with products of bfloat16 pairs, on matrix tiles or not; Highway's part of the work is at its best level
+// then.
+constexpr const char* kTileLevel = "AMX-BF16";
 constexpr const char* kPairLevel = "AVX-512-BF16";
-bool pairs_allowed = true;
+cpu::PairLimit limit_of_pairs = cpu::PairLimit::kTiles;
 
 }  // namespace
 
 const char* simd_level() {
-  if (cpu::pair_kernels() != nullptr) return kPairLevel;
+  if (cpu::pair_kernels() != nullptr) return cpu::pairs_have_tiles() ? kTileLevel : kPairLevel;
   const char* name = nullptr;
   const std::int64_t supported = HWY_SUPPORTED_TARGETS;
   for_each_compiled_target([&](std::int64_t target) {
@@ -56,6 +59,7 @@ const char* simd_level() {
 std::vector<std::string> compiled_simd_levels() {
   std::vector<std::string> names;
 #ifdef MOBA_AVX512_BF16
+  names.emplace_back(kTileLevel);
   names.emplace_back(kPairLevel);
 #endif
   for_each_compiled_target([&](std::int64_t target) { names.emplace_back(level_name(target)); });
@@ -64,10 +68,12 @@ std::vector<std::string> compiled_simd_levels() {
 
 bool limit_simd_level(const char* name) {
   std::int64_t limit = 0;
-  bool pairs = name == nullptr;
+  cpu::PairLimit pairs = name == nullptr ? cpu::PairLimit::kTiles : cpu::PairLimit::kNone;
 #ifdef MOBA_AVX512_BF16
-  if (name != nullptr && std::strcmp(name, kPairLevel) == 0) {
-    pairs = true;
+  for (const auto& [level, above_highway] :
+       {std::pair{kTileLevel, cpu::PairLimit::kTiles}, {kPairLevel, cpu::PairLimit::kPairs}}) {
+    if (name == nullptr || std::strcmp(name, level) != 0) continue;
+    pairs = above_highway;
     name = nullptr;
   }
 #endif
@@ -75,7 +81,7 @@ bool limit_simd_level(const char* name) {
     if (name != nullptr && std::strcmp(level_name(target), name) == 0) limit = target;
   });
   if (name != nullptr && limit == 0) return false;
-  pairs_allowed = pairs;
+  limit_of_pairs = pairs;
 #if HWY_TARGETS != HWY_STATIC_TARGET  // with one level there is nothing to choose, and Highway's library is not needed
   hwy::SetSupportedTargetsForTest(0);
   if (limit != 0) {
@@ -97,8 +103,8 @@ bool has_matrix_tiles() {
 #endif
 }
 
-bool cpu::pairs_are_allowed() {
-  return pairs_allowed;
+cpu::PairLimit cpu::pair_limit() {
+  return limit_of_pairs;
 }
 
 }  // namespace moba

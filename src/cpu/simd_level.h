@@ -3,7 +3,9 @@
 
 namespace moba::cpu {
 
-/// Whether the limit lets bfloat16 products of pairs be used (the level above Highway's: see pairs.h).
-bool pairs_are_allowed();
+/// What is above Highway's levels: products of bfloat16 pairs (see pairs.h), and those on matrix tiles.
+enum class PairLimit { kNone, kPairs, kTiles };
+
+PairLimit pair_limit();
 
 }  // namespace moba::cpu

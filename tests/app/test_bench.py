@@ -84,10 +84,14 @@ def test_amx_of_torch_is_named_with_its_remedy(moba, tmp_path):
             continue
         without = values == ("AVX512_CORE_BF16", "AVX512_E3")
         assert machine["torch_amx"] is not without
-        assert ("the goals apply" in out) is without
-        assert ("torch without AMX" in out) is without
+        assert machine["moba_amx"] and ("only libmoba with AMX" in out) is without
         for text in (out, doctor):
+            assert ("not like with like" in text) is without
             assert ("ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 MKL_ENABLE_INSTRUCTIONS=AVX512_E3" in text) is not without
+            assert "--simd-level AVX-512-BF16" in text
+        out = moba.ok(*quick, "--simd-level", "AVX-512-BF16", env=env)
+        assert not json.loads((tmp_path / "b.json").read_text())["machine"]["moba_amx"]
+        assert ("both without AMX" in out) is without and ("the goals apply" in out) is without
 
 
 MODEL = ["--lengths", "300,500", "--new-tokens", 3, "--repeats", 2, "--device", "cpu"]

@@ -47,6 +47,28 @@ TEST_P(ContextTest, BitsAreTheSameTwice) {
   EXPECT_TRUE(same_bits(cases::run(many, backend(), problem), cases::run(many, backend(), problem)));
 }
 
+// What a forward pass holds beside its arguments and lists does not grow with the threads.
+TEST(ScratchTest, ForwardStaysBelow64MegabytesOnAnyNumberOfThreads) {
+  cases::Case c;
+  c.dtype = DType::kBFloat16;
+  c.options.block_size = 32;
+  c.options.top_k = 2;
+  c.heads = c.kv_heads = 8;
+  c.head_dim = c.value_dim = 256;
+  const std::int64_t rows = 16384;
+  const std::vector<std::int64_t> offsets = {0, rows};
+  HostTensor q(c.dtype, {rows, c.heads, c.head_dim}), out = q, lse(DType::kFloat32, {c.heads, rows});
+  for (std::int64_t i = 0; i < q.numel(); ++i) q.set(i, static_cast<double>(i * i % 31) / 16.0 - 1.0);
+  const PackedBatch batch{ConstTensorView(offsets.data(), DType::kInt64, {2}),
+                          ConstTensorView(offsets.data(), DType::kInt64, {2}), rows, rows};
+  const std::int64_t lists = 4 * c.options.top_k * rows * c.heads;
+  for (const int threads : kSanitized ? std::vector<int>{32} : std::vector<int>{1, 2, 8, 32}) {
+    TestContext many(threads);
+    attention(many, cpu_backend(), c.options, q.view(), q.view(), q.view(), batch, {out.view(), lse.view()});
+    EXPECT_LE(many.peak(), 64'000'000 + lists) << threads << " threads";
+  }
+}
+
 TEST_P(ContextTest, NullFromTheAllocatorIsAnErrorAndLeaksNothing) {
   for (const char* name : {"mixed_lengths", "full", "window_with_sink"}) {
     const Problem problem(cases::case_named(name, DType::kBFloat16));

@@ -1,6 +1,7 @@
 // moba bench: speed against torch's dense attention, measured in the same run, of answers that were checked first.
 #include <algorithm>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -55,7 +56,13 @@ struct BenchRow {
 };
 
 std::vector<SpeedGoal> cases_of(const BenchFlags& flags, bool cuda) {
-  if (flags.goals) return cuda ? cuda_speed_goals() : speed_goals();
+  if (flags.goals) {
+    std::vector<SpeedGoal> goals = cuda ? cuda_speed_goals() : speed_goals();
+    for (SpeedGoal& goal : goals) {
+      if (goal.simd_level.empty()) goal.simd_level = flags.simd_level;
+    }
+    return goals;
+  }
   const auto make = [&](const std::string& pass, std::int64_t n, std::int64_t head_dim) {
     return AttendCase{.pass = pass,
                       .n = n,
@@ -109,11 +116,15 @@ const char* choose_baseline(const std::string& dtype, torch::Device device) {
   return "torch_cudnn";
 }
 
+void use_level(const std::string& name) {
+  limit_simd_level(name.empty() ? nullptr : name.c_str());
+}
+
 /// Checks, warms up, then takes turns, so that a machine that grows slower or busier meets both alike. `sampled` is
 /// called after each turn.
 template <class Sampled>
 BenchRow measure(const SpeedGoal& goal, torch::Device device, int repeats, const Sampled& sampled) {
-  limit_simd_level(goal.simd_level.empty() ? nullptr : goal.simd_level.c_str());
+  use_level(goal.simd_level);
   const AttendProblem work(goal.problem, device);
   BenchRow row{.goal = goal, .error = work.verify()};
   const auto wait = [&] { work.wait(); };
@@ -222,6 +233,7 @@ int run_attend(const BenchFlags& flags) {
     throw Error(ErrorCode::kUnsupported,
                 "--simd-level is of the CPU backend, and the device is cuda. Add --device cpu.");
   }
+  use_level(flags.simd_level);
   const char* const baseline = choose_baseline(flags.dtype, device);
   const std::vector<SpeedGoal> cases = cases_of(flags, device.is_cuda());
   Progress progress;
@@ -234,12 +246,8 @@ int run_attend(const BenchFlags& flags) {
       device.is_cuda() ? " (cuDNN for 16 bits)" : "", "pass", "n", "heads", "d", "B", "k", "dtype", "ms", "torch ms",
       "ratio"));
   if (device.is_cpu() && has_matrix_tiles()) {
-    print(
-        torch_uses_matrix_tiles()
-            ? fmt::format("  This processor has AMX, which torch uses and libmoba does not: the goals do not apply to "
-                          "it.\n  With {} in the environment\n  torch does without it, and they do.\n",
-                          kWithoutMatrixTiles)
-            : "  The environment has torch do without this processor's AMX, as libmoba does: the goals apply.\n");
+    std::istringstream note("This processor has AMX; " + matrix_tiles_note() + ".");
+    for (std::string line; std::getline(note, line);) print("  " + line + "\n");
   }
   Ceiling ceiling;
   std::string ceiling_dtype;
@@ -261,7 +269,7 @@ int run_attend(const BenchFlags& flags) {
     bars.push_back({goal.name(), goal.at_least, goal.aim, row.ratio()});
     points.push_back({goal.series(), goal.problem.n, row.ms, row.baseline_ms, row.portable_ms});
   }
-  limit_simd_level(nullptr);
+  use_level(flags.simd_level);
   if (flags.stages) {
     print(fmt::format("\n  matrix rate {:.0f} GFLOP/s (torch, {}), memory rate {:.1f} GB/s, both of this run\n",
                       ceiling.gemm_gflops, ceiling_dtype, ceiling.read_gbs));

@@ -87,14 +87,9 @@ void look_at_cpu(Findings& findings) {
   findings.fact("name", cpu_name());
   findings.fact("features", cpu_features());
   findings.fact("SIMD level", fmt::format("{} (built in: {})", simd_level(), fmt::join(compiled_simd_levels(), ", ")));
-  if (has_matrix_tiles()) {
-    findings.fact("AMX", torch_uses_matrix_tiles()
-                             ? "torch uses it and libmoba does not: the published ratios to torch do not apply here"
-                             : "the environment has torch do without it, as libmoba does");
-    if (torch_uses_matrix_tiles()) {
-      findings.fact("", fmt::format("with {} they do", kWithoutMatrixTiles));
-    }
-  }
+  std::istringstream amx(matrix_tiles_note());
+  std::string name = "AMX";
+  for (std::string line; std::getline(amx, line); name.clear()) findings.fact(name, line);
   findings.fact("cores",
                 fmt::format("{} seen, {} threads used", std::thread::hardware_concurrency(), at::get_num_threads()));
   findings.section("backends");

@@ -27,6 +27,10 @@ bool environment_is_one_of(const char* variable, std::initializer_list<std::stri
   return value != nullptr && std::find(values.begin(), values.end(), value) != values.end();
 }
 
+bool libmoba_uses_matrix_tiles() {
+  return simd_level() == std::string_view("AMX-BF16");
+}
+
 }  // namespace
 
 std::string cpu_name() {
@@ -53,12 +57,38 @@ bool torch_uses_matrix_tiles() {
   return !without;
 }
 
+std::string matrix_tiles_note() {
+  if (!has_matrix_tiles()) return "";
+  constexpr const char* kTorchWithout = "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 MKL_ENABLE_INSTRUCTIONS=AVX512_E3";
+  constexpr const char* kOursWithout = "--simd-level AVX-512-BF16";
+  if (torch_uses_matrix_tiles() && libmoba_uses_matrix_tiles()) {
+    return fmt::format(
+        "torch and libmoba both use it: like with like, but the goals are of processors without it.\n"
+        "Without it: {} for torch,\nbench's {} for libmoba",
+        kTorchWithout, kOursWithout);
+  }
+  if (torch_uses_matrix_tiles()) {
+    return fmt::format(
+        "torch uses it and libmoba does not: the goals do not apply.\nWith {} in the environment they do",
+        kTorchWithout);
+  }
+  if (libmoba_uses_matrix_tiles()) {
+    return fmt::format(
+        "libmoba uses it, the environment keeps torch off it: not like with like.\nWith bench's {} the goals apply",
+        kOursWithout);
+  }
+  return "neither torch nor libmoba uses it here: the goals apply";
+}
+
 nlohmann::ordered_json describe_machine() {
   nlohmann::ordered_json json;
   json["cpu"] = cpu_name();
   json["cores"] = std::thread::hardware_concurrency();
   json["threads"] = at::get_num_threads();
-  if (has_matrix_tiles()) json["torch_amx"] = torch_uses_matrix_tiles();
+  if (has_matrix_tiles()) {
+    json["torch_amx"] = torch_uses_matrix_tiles();
+    json["moba_amx"] = libmoba_uses_matrix_tiles();
+  }
   json["moba"] = moba_version();
   json["torch"] = torch_version();
   json["compiler"] = compiler_version();
@@ -69,7 +99,10 @@ std::string machine_line(bool cuda) {
   const int threads = at::get_num_threads();
   std::string line = fmt::format("{}, {} thread{}", cpu_name(), threads, threads == 1 ? "" : "s");
   if (cuda) return "CUDA, beside " + line;
-  return has_matrix_tiles() ? line + (torch_uses_matrix_tiles() ? ", torch with AMX" : ", torch without AMX") : line;
+  if (!has_matrix_tiles()) return line;
+  const bool theirs = torch_uses_matrix_tiles(), ours = libmoba_uses_matrix_tiles();
+  if (theirs == ours) return line + (ours ? ", both with AMX" : ", both without AMX");
+  return line + (ours ? ", only libmoba with AMX" : ", only torch with AMX");
 }
 
 std::string utc_now() {

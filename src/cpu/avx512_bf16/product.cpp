@@ -61,7 +61,7 @@ void multiply_panel(const PairProduct& p, const Pair* b, std::int64_t first) {
   for (std::int64_t row = 0; row < p.m; row += kRows) {
     const std::int64_t rows = p.m - row < kRows ? p.m - row : kRows;
     float* c[kRows];
-    for (std::int64_t i = 0; i < rows; ++i) c[i] = p.c + (p.c_ids ? p.c_ids[row + i] : row + i) * p.c_row + first;
+    for (std::int64_t i = 0; i < rows; ++i) c[i] = p.c + (row + i) * p.c_row + first;
     multiply_remainder<kRows, kVectors>(rows, p, p.a + row * p.a_row, b, c, p.c_scale ? p.c_scale + row : nullptr);
   }
 }

@@ -5,6 +5,8 @@ namespace moba::cpu::avx512_bf16 {
 
 extern const PairKernels kTable;
 constinit const PairKernels kTable = {
+    .begin_products = [] {},
+    .end_products = [] {},
     .copy_rows = copy_rows,
     .pack_row_pairs = pack_row_pairs,
     .pack_lanes = pack_lanes,
