@@ -37,6 +37,8 @@ void check_dim(const char* argument, const char* what, std::int64_t dim) {
           "Pad it with zeros, or split the head.");
 }
 
+}  // namespace
+
 void check_offsets(const Backend& backend, const char* argument, const ConstTensorView& offsets) {
   check_rank(argument, offsets, 1, "[sequences + 1]");
   require(offsets.dtype == DType::kInt32 || offsets.dtype == DType::kInt64, std::string("the dtype of ") + argument,
@@ -44,9 +46,14 @@ void check_offsets(const Backend& backend, const char* argument, const ConstTens
   check_device(backend, argument, offsets.device);
   require(offsets.shape[0] >= 1, std::string("the length of ") + argument, std::to_string(offsets.shape[0]),
           "at least 1: a zero and the end of each sequence", "Pass [0, total] for one sequence.");
+  require(offsets.shape[0] <= std::numeric_limits<std::int32_t>::max(), std::string("the length of ") + argument,
+          std::to_string(offsets.shape[0]), "below 2^31: sequences are counted in 32 bits",
+          "Call once for each part of the batch.");
   require(offsets.data != nullptr, std::string("the data of ") + argument, "null", "readable memory",
           "Set the pointer of the view.");
 }
+
+namespace {
 
 void check_maximum(const char* argument, std::int64_t maximum, std::int64_t tokens) {
   require(maximum >= (tokens > 0 ? 1 : 0), argument, std::to_string(maximum),

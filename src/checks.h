@@ -33,6 +33,9 @@ void check_kv_cache(const Backend& backend, const KvCache& cache);
 /// The buffers of a paged cache, its pool and page size; not what tables and lengths say.
 void check_paged_kv_cache(const Backend& backend, const PagedKvCache& cache);
 
+/// Offsets of sequences, [sequences + 1]: rank, dtype, device, and a length that counts in 32 bits; not their values.
+void check_offsets(const Backend& backend, const char* argument, const ConstTensorView& offsets);
+
 /// q [Tq, H, D] and k [Tk, HK, D]: ranks, head dims, head counts, dtypes and device. For calls that derive more.
 void check_queries_and_keys(const Backend& backend, const ConstTensorView& q, const ConstTensorView& k);
 

@@ -31,7 +31,9 @@ std::int64_t pages_for(const PagedKvCache& cache, std::int64_t length) {
   return length / cache.page_size + (length % cache.page_size > 0);
 }
 
+/// Null for tables without room for a page, which may lie nowhere.
 std::int32_t* table_of(const PagedKvCache& cache, std::int64_t sequence) {
+  if (cache.page_tables.shape[1] == 0) return nullptr;
   return cache.page_tables.as<std::int32_t>() + sequence * cache.page_tables.stride[0];
 }
 

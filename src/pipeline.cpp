@@ -63,8 +63,7 @@ void select(Context& context, const Backend& backend, const AttentionOptions& op
           "Pass the representatives that a PagedKvCache keeps.");
   require(selection.block_size >= 1, "selection.block_size", std::to_string(selection.block_size), "at least 1",
           "plan_selection() sets it.");
-  require(batch.cu_seqlens_k.rank == 1 && batch.cu_seqlens_k.shape[0] >= 1, "cu_seqlens_k",
-          shape_text(batch.cu_seqlens_k), "of shape [sequences + 1]", "Pass [0, total] for one sequence.");
+  check_offsets(backend, "cu_seqlens_k", batch.cu_seqlens_k);
   const std::int64_t rows = block_rows(k.shape[0], batch.sequences(), selection.block_size);
   const DType dtype = representative_dtype(options, k.dtype);
   const ScratchTensor pooled(context, dtype, {rows, k.shape[1], k.shape[2]}, "the block representatives", k.device);
