@@ -100,6 +100,9 @@ void check_list(const Backend& backend, const Selection& selection, std::int64_t
           "the number of selection heads (axis 1 of selection.blocks)", std::to_string(selection_heads),
           "H = " + std::to_string(heads) + ", HK = " + std::to_string(kv_heads) + " or 1",
           "plan_selection() gives the shape.");
+  require(selection.budget() <= std::numeric_limits<std::int32_t>::max(), "the budget (last axis of selection.blocks)",
+          std::to_string(selection.budget()), "below 2^31: slots are counted in 32 bits",
+          "A row has no more past blocks than that.");
 }
 
 void check_selection(const Backend& backend, const Selection& selection, std::int64_t rows, std::int64_t heads,

@@ -56,7 +56,7 @@ void select(Context& context, const Backend& backend, const AttentionOptions& op
   if (representatives.present()) {
     const SelectArgs args{q, representatives, batch, selection, rule_of(options, q), page_table};
     check_select(backend, args);
-    selector.choose(context, backend, options, args);
+    if (selection.budget() > 0) selector.choose(context, backend, options, args);
     return;
   }
   require(!page_table.present(), "page_table", "present without representatives", "absent where they are pooled here",
@@ -69,6 +69,7 @@ void select(Context& context, const Backend& backend, const AttentionOptions& op
   const ScratchTensor pooled(context, dtype, {rows, k.shape[1], k.shape[2]}, "the block representatives", k.device);
   const SelectArgs args{q, pooled.view(), batch, selection, rule_of(options, q)};
   check_select(backend, args);
+  if (selection.budget() == 0) return;  // a list of nothing, which may lie nowhere
   pool(context, backend, {k, batch, selection.block_size, pooled.view()});
   selector.choose(context, backend, options, args);
 }

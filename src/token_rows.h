@@ -43,7 +43,7 @@ class TokenRows {
   /// `pages` of the pool; not used without a table.
   TokenRows(Context& context, const PageTable& table, const Sequence& sequence, std::int64_t pages)
       : context_(&context), sequence_(sequence), page_size_(table.present() ? table.page_size : 0), pages_(pages) {
-    if (page_size_ == 0) return;
+    if (page_size_ == 0 || table.pages.shape[1] == 0) return;  // a table without pages may lie nowhere
     row_ = table.pages.as<std::int32_t>() + sequence.index * table.pages.stride[0];
   }
 

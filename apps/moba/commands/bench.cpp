@@ -253,6 +253,21 @@ int run_attend(const BenchFlags& flags) {
   std::string ceiling_dtype;
   std::vector<SpeedBar> bars;
   std::vector<CurvePoint> points;
+  json["device"] = device.str();
+  json["repeats"] = flags.repeats;
+  json["simd_level"] = simd_level();
+  json["machine"] = describe_machine();
+  // After each row, so that a run that is cut short leaves what it measured.
+  const auto write = [&] {
+    json["date"] = utc_now();
+    write_json(flags.json, json);
+    const std::string line = machine_line(device.is_cuda()) + ", " + utc_now();
+    if (!flags.svg.empty()) lm::write_file_atomically(flags.svg, speed_table_svg(bars, line));
+    const std::string curve = flags.curve.empty() ? "" : speed_curve_svg(points, line);
+    if (!curve.empty()) lm::write_file_atomically(flags.curve, curve);
+    return flags.curve.empty() || !curve.empty();
+  };
+  bool has_curve = flags.curve.empty();
   std::int64_t samples = 0;
   const auto total = static_cast<std::int64_t>(cases.size()) * flags.repeats;
   for (const SpeedGoal& goal : cases) {
@@ -261,6 +276,8 @@ int run_attend(const BenchFlags& flags) {
       if (ceiling_dtype != goal.problem.dtype) ceiling = measure_ceiling(goal.problem.dtype.c_str(), device);
       ceiling_dtype = goal.problem.dtype;
       row.stages = measure_stages(goal.problem, device, flags.repeats);
+      json["gemm_gflops"] = ceiling.gemm_gflops;
+      json["read_gbs"] = ceiling.read_gbs;
     }
     progress.clear();
     print(row_line(row));
@@ -268,31 +285,17 @@ int run_attend(const BenchFlags& flags) {
     json["rows"].push_back(to_json(row, baseline, ceiling));
     bars.push_back({goal.name(), goal.at_least, goal.aim, row.ratio()});
     points.push_back({goal.series(), goal.problem.n, row.ms, row.baseline_ms, row.portable_ms});
+    has_curve = write();
   }
   use_level(flags.simd_level);
   if (flags.stages) {
     print(fmt::format("\n  matrix rate {:.0f} GFLOP/s (torch, {}), memory rate {:.1f} GB/s, both of this run\n",
                       ceiling.gemm_gflops, ceiling_dtype, ceiling.read_gbs));
-    json["gemm_gflops"] = ceiling.gemm_gflops;
-    json["read_gbs"] = ceiling.read_gbs;
   }
-  json["device"] = device.str();
-  json["repeats"] = flags.repeats;
-  json["simd_level"] = simd_level();
-  json["machine"] = describe_machine();
-  json["date"] = utc_now();
-  write_json(flags.json, json);
-  if (!flags.svg.empty()) {
-    lm::write_file_atomically(flags.svg, speed_table_svg(bars, machine_line(device.is_cuda()) + ", " + utc_now()));
-  }
-  if (!flags.curve.empty()) {
-    const std::string picture = speed_curve_svg(points, machine_line(device.is_cuda()) + ", " + utc_now());
-    if (picture.empty()) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  "--curve " + flags.curve +
-                      ": no problem was measured at two lengths, so there is no curve. Name several: --n 8192,32768.");
-    }
-    lm::write_file_atomically(flags.curve, picture);
+  if (!has_curve) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "--curve " + flags.curve +
+                    ": no problem was measured at two lengths, so there is no curve. Name several: --n 8192,32768.");
   }
   return kSuccess;
 }
