@@ -201,6 +201,19 @@ void check_countable(const std::string& argument, const ConstTensorView& view) {
   }
 }
 
+/// Offsets of elements are computed before anything is read, of tensors without elements too.
+void check_strides(const std::string& name, const ConstTensorView& view) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max() / 64;  // of 8 bytes, summed over the axes
+  for (int i = 0; i < view.rank; ++i) {
+    const auto axis = static_cast<std::size_t>(i);
+    const std::int64_t extent = view.shape[axis], stride = view.stride[axis];
+    if (extent <= 1) continue;
+    require(stride <= kMost / extent && stride >= -kMost / extent,
+            "the stride of axis " + std::to_string(i) + " of " + name, std::to_string(stride),
+            "of fewer than 2^63 bytes from end to end", "No memory holds such a tensor.");
+  }
+}
+
 void check_tensor(const Backend& backend, const char* argument, const ConstTensorView& view, DType dtype,
                   std::initializer_list<std::int64_t> shape, const char* axes) {
   check_rank(argument, view, static_cast<int>(shape.size()), axes);
@@ -222,6 +235,7 @@ void check_tensor(const Backend& backend, const char* argument, const ConstTenso
   const std::size_t last = static_cast<std::size_t>(view.rank - 1);
   require(view.shape[last] <= 1 || view.stride[last] == 1, "the stride of the last axis of " + name,
           std::to_string(view.stride[last]), "1", "Make the tensor contiguous.");
+  check_strides(name, view);
   require(view.data != nullptr || view.numel() == 0, "the data of " + name, "null",
           "memory of shape " + shape_text(view), "Set the pointer of the view.");
 }
