@@ -335,8 +335,8 @@ void check_invert(const Backend& backend, const InvertArgs& args) {
   require(args.selection.kind == SelectionKind::kList, "selection.kind", "not kList", "kList: the others hold no list",
           "plan_selection() of kind moba gives one.");
   require(args.rows >= 0, "rows", std::to_string(args.rows), "at least 0", "Pass the number of packed queries.");
-  require(args.total_keys >= 0, "total_keys", std::to_string(args.total_keys), "at least 0",
-          "Pass the number of packed keys.");
+  require(args.total_keys >= 0 && args.total_keys <= std::numeric_limits<std::int64_t>::max() / 2, "total_keys",
+          std::to_string(args.total_keys), "at least 0 and below 2^62", "Pass the number of packed keys.");
   check_batch(backend, args.batch, args.rows, args.total_keys);
   check_tensor(backend, "selection.blocks", args.selection.blocks, DType::kInt32, {args.rows, -1, -1},
                "[Tq, selection heads, budget]");

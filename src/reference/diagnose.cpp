@@ -55,8 +55,7 @@ void diagnose(Context& context, const Backend& backend, const AttentionOptions& 
                  "[Tq, selection heads, budget]");
     require(result.selection.block_size >= 1, "selection.block_size", std::to_string(result.selection.block_size),
             "at least 1", "plan_selection() sets it.");
-    require(batch.cu_seqlens_k.rank == 1 && batch.cu_seqlens_k.shape[0] >= 1, "cu_seqlens_k",
-            shape_text(batch.cu_seqlens_k), "of shape [sequences + 1]", "Pass [0, total] for one sequence.");
+    check_offsets(backend, "cu_seqlens_k", batch.cu_seqlens_k);
     const DType dtype = representative_dtype(options, k.dtype);
     const std::int64_t block_count = block_rows(k.shape[0], batch.sequences(), result.selection.block_size);
     const ScratchTensor means(context, dtype, {block_count, k.shape[1], dim}, "the block representatives");
