@@ -119,13 +119,14 @@ void multiply_pairs(const PairProduct& p, std::int64_t first, std::int64_t steps
 /// Weights [pairs][64] as rows of A [64][32].
 void lay_out_rows(const PairProduct& p, Pair* rows) {
   for (std::int64_t row = 0; row < p.m; row += kTile) {
+    const auto rows_left = static_cast<__mmask16>(p.m - row < kTile ? (1u << (p.m - row)) - 1u : 0xffffu);
     for (std::int64_t pair = 0; pair < p.pairs; pair += kTile) {
       const std::int64_t rest = p.pairs - pair;
       const Pair* from = p.a + pair * p.a_pair + row;
       __m512i square[kTile];
 #pragma GCC unroll 16
       for (int i = 0; i < kTile; ++i) {
-        square[i] = i < rest ? _mm512_loadu_si512(from + i * p.a_pair) : _mm512_setzero_si512();
+        square[i] = i < rest ? _mm512_maskz_loadu_epi32(rows_left, from + i * p.a_pair) : _mm512_setzero_si512();
       }
       avx512_bf16::transpose(square);
       Pair* to = rows + row * kPairKeys / 2 + pair;
