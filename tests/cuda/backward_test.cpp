@@ -107,6 +107,19 @@ Problem problem_of(DType dtype, std::int64_t dim, std::int64_t block, std::int64
   return Problem(c);
 }
 
+/// `list` must outlive it.
+Selection selection_of(const HostTensor& list, std::int64_t block_size) {
+  Selection selection;
+  selection.kind = SelectionKind::kList;
+  selection.block_size = block_size;
+  selection.blocks = list.view();
+  return selection;
+}
+
+void expect_same_bits(const Results& a, const Results& b) {
+  EXPECT_TRUE(same_bits(a.dq, b.dq) && same_bits(a.dk, b.dk) && same_bits(a.dv, b.dv));
+}
+
 TEST(CudaBackward, LargerBlocksThanAUnit) {
   for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (std::int64_t dim : {64, 128}) {
@@ -133,16 +146,12 @@ TEST(CudaBackward, OnePopularBlockAndLittleScratch) {
                                                                            : 0.0);
       }
     }
-    Selection selection;
-    selection.kind = SelectionKind::kList;
-    selection.block_size = 64;
-    selection.blocks = list.view();
+    const Selection selection = selection_of(list, 64);
     const cases::Mask mask(problem, selection);
     const Results same = cases::dense_same_precision(problem, mask), exact = cases::dense_exact(problem, mask);
     const Results once = run_on_gpu(problem, selection);
     cases::expect_within_twice(once, same, exact, 2.0);
-    const Results again = run_on_gpu(problem, selection);
-    EXPECT_TRUE(same_bits(once.dq, again.dq) && same_bits(once.dk, again.dk) && same_bits(once.dv, again.dv));
+    expect_same_bits(once, run_on_gpu(problem, selection));
     for (std::int64_t mebibytes : {12, 9}) {
       SCOPED_TRACE(std::to_string(mebibytes) + " MiB, selection heads " + std::to_string(selection_heads));
       ASSERT_NO_THROW(cases::expect_within_twice(run_on_gpu(problem, selection, mebibytes << 20), same, exact, 2.0));
@@ -161,17 +170,13 @@ TEST(CudaBackward, UnitsOfABlockTakeTurns) {
       list.set(row * 8 + head, own == 0 ? -1.0 : head == 1 ? double(own - 1) : 0.0);
     }
   }
-  Selection selection;
-  selection.kind = SelectionKind::kList;
-  selection.block_size = 600;
-  selection.blocks = list.view();
+  const Selection selection = selection_of(list, 600);
   const cases::Mask mask(problem, selection);
   const Results same = cases::dense_same_precision(problem, mask), exact = cases::dense_exact(problem, mask);
   const Results once = run_on_gpu(problem, selection);
   cases::expect_within_twice(once, same, exact, 2.0);
   for (int run = 0; run < 5; ++run) {
-    const Results again = run_on_gpu(problem, selection);
-    EXPECT_TRUE(same_bits(once.dq, again.dq) && same_bits(once.dk, again.dk) && same_bits(once.dv, again.dv));
+    expect_same_bits(once, run_on_gpu(problem, selection));
   }
   for (std::int64_t mebibytes : {24, 14, 11}) {
     SCOPED_TRACE(std::to_string(mebibytes) + " MiB");
