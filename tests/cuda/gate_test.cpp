@@ -511,9 +511,11 @@ TEST(GateAtSize, GoesRoundItsLoops) {
     blocks.read(lists);
     Judge(c, problem).expect_good(lists, problem.rows, 37);
   }
-  // Many segments; and one of several batches and several windows of blocks.
+  // Many segments; thousands of blocks; and those of several batches and several windows of blocks.
   for (const GateCase& c : {GateCase{"segments", {20000}, {20000}, 5, 5, 5, 64, 16, 63},
-                            GateCase{"batches", {6000}, {70000}, 1, 1, 1, 64, 16, 2}}) {
+                            GateCase{"batches", {6000}, {70000}, 1, 1, 1, 64, 16, 2},
+                            GateCase{"thousands", {3000, 700}, {40000, 9000}, 2, 2, 2, 64, 16, 63},
+                            GateCase{"windows", {9000}, {150000}, 1, 1, 1, 64, 16, 7}}) {
     Problem problem(c);
     expect_inverse(c, problem, random_lists(c, problem, true, true));
   }

@@ -7,37 +7,17 @@
 #include "cuda/dependent_launch.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/block_scan.cuh"
-#include "cuda/sm90/list_walk.cuh"
+#include "cuda/sm90/invert_task.cuh"
 
 namespace moba::cuda {
 namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-// Block rows that the tables of a block of threads have room for. A batch with more is walked once for each window.
-constexpr std::int64_t kCountWindow = 4160, kScatterWindow = 2080;
-
-/// What a block of threads works on.
-struct Task {
-  std::int64_t list, window;
-  std::int64_t bins;             // of the window
-  std::int64_t first_row, rows;  // of the segment, in the slice
-  std::uint32_t* counts;         // of the segment, at the window's first bin
-};
-
-template <std::int64_t kWindow>
-__device__ __forceinline__ Task find_task(const InvertProblem& problem, std::uint32_t number) {
-  Task task;
-  // Lists first: neighbours then read the same rows of the selection, whose lists share cache lines.
-  const std::uint32_t lists = static_cast<std::uint32_t>(problem.lists), segment = number / lists;
-  task.list = number - segment * lists;
-  task.window = static_cast<std::int64_t>(blockIdx.y) * kWindow;
-  task.bins = min(kWindow, problem.block_rows - task.window);
-  task.first_row = segment * problem.segment_rows;
-  task.rows = min(problem.segment_rows, problem.rows - task.first_row);
-  task.counts = problem.counts + (task.list * problem.segments + segment) * problem.block_rows + task.window;
-  return task;
-}
+// Block rows that a block of threads counts. A batch with more is walked once for each window.
+constexpr std::int64_t kCountWindow = 4160;
+// The most block rows for which each warp has tables of all bins. Where there are more, see invert_sort.cu.
+constexpr std::int64_t kMostTableBins = 2048;
 
 template <int kListed>
 __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4) invert_count_kernel(InvertProblem problem) {
@@ -60,32 +40,55 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4) invert_count_k
   for (std::int64_t bin = threadIdx.x; bin < task.bins; bin += kThreads) task.counts[bin] = shared[bin];
 }
 
-/// counts[list, :, row] becomes its exclusive sum over the segments; the sum of all is returned.
-__device__ __forceinline__ std::uint32_t sum_column(const InvertProblem& problem, std::int64_t bin) {
+/// Calls use(segment, count) for counts[list, first ... end, row] of a bin in ascending order; several are read at a time.
+template <class Use>
+__device__ __forceinline__ void walk_column(const InvertProblem& problem, std::int64_t bin, std::int64_t first,
+                                            std::int64_t end, Use&& use) {
   constexpr int kAhead = 16;
   const std::int64_t list = bin / problem.block_rows, row = bin - list * problem.block_rows;
-  std::uint32_t* counts = problem.counts + list * problem.segments * problem.block_rows + row;
-  std::uint32_t sum = 0;
-  for (std::int64_t first = 0; first < problem.segments; first += kAhead) {
+  std::uint32_t* const counts = problem.counts + list * problem.segments * problem.block_rows + row;
+  for (; first < end; first += kAhead) {
     std::uint32_t values[kAhead];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      values[i] = first + i < problem.segments ? counts[(first + i) * problem.block_rows] : 0;
-    }
+    for (int i = 0; i < kAhead; ++i) values[i] = first + i < end ? counts[(first + i) * problem.block_rows] : 0;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (first + i < problem.segments) counts[(first + i) * problem.block_rows] = sum;
-      sum += values[i];
+      if (first + i < end) use(counts[(first + i) * problem.block_rows], values[i]);
     }
   }
+}
+
+/// counts[list, first ... end, row] becomes its exclusive sum over the segments, from `sum` on; the sum is returned.
+__device__ __forceinline__ std::uint32_t sum_column(const InvertProblem& problem, std::int64_t bin, std::int64_t first,
+                                                    std::int64_t end, std::uint32_t sum) {
+  walk_column(problem, bin, first, end, [&](std::uint32_t& count, std::uint32_t value) {
+    count = sum;
+    sum += value;
+  });
   return sum;
 }
 
-/// totals[bin] becomes the entries of each bin.
-__global__ void invert_columns_kernel(InvertProblem problem) {
+/// Warps that share the segments of 32 bins: a slice may have few bins and many segments.
+constexpr int kColumnWarps = 8;
+
+/// totals[bin] becomes the entries of each bin, and the counts their sums.
+__global__ void __launch_bounds__(32 * kColumnWarps) invert_columns_kernel(InvertProblem problem) {
+  __shared__ std::uint32_t sums[kColumnWarps][32];
   wait_for_launches_before();
-  const std::int64_t bin = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (bin < problem.lists * problem.block_rows) problem.totals[bin] = sum_column(problem, bin);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const std::int64_t bin = static_cast<std::int64_t>(blockIdx.x) * 32 + lane;
+  const bool exists = bin < problem.lists * problem.block_rows;
+  const std::int64_t part = (problem.segments + kColumnWarps - 1) / kColumnWarps;
+  const std::int64_t first = warp * part, end = min(problem.segments, first + part);
+  std::uint32_t sum = 0;
+  if (exists) walk_column(problem, bin, first, end, [&](const std::uint32_t&, std::uint32_t value) { sum += value; });
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (!exists) return;
+  std::uint32_t before = 0;
+  for (int w = 0; w < warp; ++w) before += sums[w][lane];
+  sum = sum_column(problem, bin, first, end, before);
+  if (warp == kColumnWarps - 1) problem.totals[bin] = sum;
 }
 
 constexpr int kScanThreads = 1024;
@@ -111,6 +114,7 @@ __global__ void __launch_bounds__(kScanThreads)
   };
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kScanThreads;
   Sums before{};
+#pragma unroll 8
   for (std::int64_t bin = threadIdx.x; bin < begin; bin += kScanThreads) {
     before = AddSums{}(before, sums_of(problem.totals[bin]));
   }
@@ -120,7 +124,7 @@ __global__ void __launch_bounds__(kScanThreads)
   for (std::int64_t first = begin; first < end; first += kScanThreads) {
     const std::int64_t bin = first + threadIdx.x;
     Sums mine{};
-    if (bin < end) mine = sums_of(sums_columns ? sum_column(problem, bin) : problem.totals[bin]);
+    if (bin < end) mine = sums_of(sums_columns ? sum_column(problem, bin, 0, problem.segments, 0) : problem.totals[bin]);
     const auto scan = block_scan<kScanThreads>(mine, Sums{}, AddSums{});
     const Sums after = AddSums{}(AddSums{}(before, scan.exclusive), mine);
     if (bin < end) {
@@ -139,7 +143,7 @@ __global__ void __launch_bounds__(kScanThreads)
 constexpr std::int64_t kSortedEntries = 8192, kSortedRows = 4096;
 // An entry while it is sorted: bin << kBinShift | row of the batch << kSlotBits | slot.
 constexpr int kBinShift = 18;
-static_assert(kSortedRows <= 1 << (kBinShift - kSlotBits) && kScatterWindow <= 1 << (32 - kBinShift));
+static_assert(kSortedRows <= 1 << (kBinShift - kSlotBits) && kMostTableBins <= 1 << (32 - kBinShift));
 
 /// Rows of a segment that are sorted together: whole steps of all warps.
 std::int64_t batch_rows_for(const InvertProblem& problem) {
@@ -150,7 +154,7 @@ std::int64_t batch_rows_for(const InvertProblem& problem) {
   return rows;
 }
 
-/// Tables of a block of threads in shared memory, for a window of bins and so many entries. `stride`: bins, rounded up
+/// Tables of a block of threads in shared memory, for so many bins and entries. `stride`: bins, rounded up
 /// so that every table can be filled 16 bytes at a time.
 struct SortTables {
   std::uint32_t* place;   // [stride]: of the batch's first entry, counted from the list's first
@@ -210,28 +214,6 @@ __device__ __forceinline__ std::uint32_t find_places(const SortTables& tables, s
   return scan.total;
 }
 
-/// By the first `blocks` blocks of threads of the grid: the work items of all bins, a warp for one at a time. A block
-/// of keys that every row chose has as many items as all others together.
-__device__ void list_items(const ItemsProblem& problem, std::int64_t bins, std::int64_t block_rows,
-                           const std::int64_t* offsets, int blocks) {
-  const int lane = threadIdx.x % 32;
-  for (std::int64_t bin = blockIdx.x * kWarps + threadIdx.x / 32; bin < bins; bin += blocks * kWarps) {
-    const std::int64_t begin = offsets[bin], end = offsets[bin + 1];
-    const std::int64_t list = bin / block_rows;
-    const std::int32_t block_row = static_cast<std::int32_t>(bin - list * block_rows);
-    const BlockSpan block = problem.blocks[block_row];
-    std::int64_t at = begin + lane * problem.item_rows;
-    for (std::int64_t i = problem.first_item[bin] + lane; at < end; i += 32, at += 32 * problem.item_rows) {
-      problem.items[i] = {at,
-                          block.first_key,
-                          static_cast<std::int32_t>(min(problem.item_rows, end - at)),
-                          block.keys,
-                          static_cast<std::int32_t>(list),
-                          block_row};
-    }
-  }
-}
-
 template <int kListed>
 __global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
     invert_scatter_kernel(InvertProblem problem, std::int32_t batch_rows, const std::int64_t* offsets,
@@ -240,12 +222,11 @@ __global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
   extern __shared__ std::uint32_t shared[];
   wait_for_launches_before();
   if (static_cast<int>(blockIdx.x) < item_blocks) {
-    if (blockIdx.y == 0)
-      list_items(items, problem.lists * problem.block_rows, problem.block_rows, offsets, item_blocks);
+    list_items<kWarps>(items, problem.lists * problem.block_rows, problem.block_rows, offsets, item_blocks);
     return;
   }
-  const Task task = find_task<kScatterWindow>(problem, blockIdx.x - item_blocks);
-  const std::int32_t window = static_cast<std::int32_t>(task.window), bins = static_cast<std::int32_t>(task.bins);
+  const Task task = find_task<kMostTableBins>(problem, blockIdx.x - item_blocks);
+  const std::int32_t bins = static_cast<std::int32_t>(task.bins);
   const std::uint32_t budget = static_cast<std::uint32_t>(problem.budget);
   const SortTables tables(shared, bins, batch_rows * static_cast<std::int32_t>(budget));
   const std::int64_t first_bin = task.list * problem.block_rows;
@@ -260,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
   std::uint32_t* const counts = reinterpret_cast<std::uint32_t*>(before);
   std::uint16_t* const bin_of = tables.bin_of + warp * part * budget;
   for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
-    tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + window + bin] - base) + task.counts[bin];
+    tables.place[bin] = static_cast<std::uint32_t>(offsets[first_bin + bin] - base) + task.counts[bin];
   }
   fill_zeros(tables.rows, kWarps * tables.stride * 4);
   for (std::int64_t batch = 0; batch < task.rows; batch += batch_rows) {
@@ -269,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
     // Each warp's part of the rows: bins, and how often each. Two counts a word: a batch has fewer than 2^16 entries.
     const std::uint32_t part_rows =
         static_cast<std::uint32_t>(max(std::int64_t{0}, min(std::int64_t{part}, task.rows - batch - warp * part)));
-    walk_list<false>(problem, places, task.list, task.first_row + batch + warp * part, part_rows, window, bins,
+    walk_list<false>(problem, places, task.list, task.first_row + batch + warp * part, part_rows, 0, bins,
                      [&](const std::int32_t(&listed)[kListed], std::uint32_t first_row) {
 #pragma unroll
                        for (int u = 0; u < kListed; ++u) {
@@ -328,23 +309,6 @@ __global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
   }
 }
 
-dim3 walk_grid(const InvertProblem& problem, std::int64_t window) {
-  return dim3(static_cast<unsigned>(problem.lists * problem.segments),
-              static_cast<unsigned>((problem.block_rows + window - 1) / window));
-}
-
-/// Calls launch with the entries of a lane at a time as a constant: as many as 32 rows have, up to eight.
-template <class Launch>
-void dispatch_listed(std::int64_t budget, Launch&& launch) {
-  if (budget <= 2) {
-    launch.template operator()<2>();
-  } else if (budget <= 4) {
-    launch.template operator()<4>();
-  } else {
-    launch.template operator()<8>();
-  }
-}
-
 }  // namespace
 
 void launch_invert_count(cudaStream_t stream, const InvertProblem& problem) {
@@ -364,9 +328,8 @@ void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::
   constexpr std::int64_t kFewCounts = 16 * kScanThreads;
   const bool few = bins * problem.segments <= kFewCounts;
   if (!few) {
-    constexpr int kColumnThreads = 128;
-    const auto blocks = static_cast<unsigned>((bins + kColumnThreads - 1) / kColumnThreads);
-    launch_dependent(invert_columns_kernel, "invert_columns_kernel", blocks, kColumnThreads, 0, stream, problem);
+    const auto blocks = static_cast<unsigned>((bins + 31) / 32);
+    launch_dependent(invert_columns_kernel, "invert_columns_kernel", blocks, 32 * kColumnWarps, 0, stream, problem);
   }
   const auto blocks = few ? 1u : static_cast<unsigned>((bins + kScanThreads - 1) / kScanThreads);
   launch_dependent(invert_offsets_kernel, "invert_offsets_kernel", blocks, kScanThreads, 0, stream, problem, few,
@@ -376,17 +339,21 @@ void launch_invert_scan(cudaStream_t stream, const InvertProblem& problem, std::
 void launch_invert_scatter(cudaStream_t stream, const InvertProblem& problem, const std::int64_t* offsets,
                            std::uint32_t* entries, std::int32_t* pairs, std::int64_t pair_stride,
                            const ItemsProblem* items) {
-  dim3 grid = walk_grid(problem, kScatterWindow);
+  dim3 grid = walk_grid(problem, kMostTableBins);
   if (grid.x == 0 || grid.y == 0) return;
   // Among the first, so that they run beside all others; a few on each multiprocessor.
   constexpr std::int64_t kMostItemBlocks = 264;
   const std::int64_t bins = problem.lists * problem.block_rows;
   const int item_blocks =
       items == nullptr ? 0 : static_cast<int>(std::min(kMostItemBlocks, (bins + kWarps - 1) / kWarps));
+  if (problem.block_rows > kMostTableBins) {
+    launch_invert_sort(stream, problem, offsets, entries, pairs, pair_stride, items, item_blocks);
+    return;
+  }
   grid.x += static_cast<unsigned>(item_blocks);
   const std::int64_t batch_rows = batch_rows_for(problem);
   const std::int64_t shared_bytes =
-      SortTables::bytes(std::min(kScatterWindow, problem.block_rows), batch_rows * problem.budget);
+      SortTables::bytes(std::min(kMostTableBins, problem.block_rows), batch_rows * problem.budget);
   dispatch_listed(problem.budget, [&]<int kListed>() {
     launch_dependent(invert_scatter_kernel<kListed>, "invert_scatter_kernel", grid, kThreads, shared_bytes, stream,
                      problem, static_cast<std::int32_t>(batch_rows), offsets, entries, pairs, pair_stride,

@@ -38,10 +38,10 @@ struct Places {
 
   static constexpr std::uint32_t kNoRow = 1u << 20;
 
-  __device__ __forceinline__ explicit Places(const InvertProblem& problem)
+  __device__ __forceinline__ explicit Places(const InvertProblem& problem, std::uint32_t lane = threadIdx.x % 32)
       : rows(min(32u, 32 * kListed / static_cast<std::uint32_t>(problem.budget))) {
     const std::uint32_t budget = static_cast<std::uint32_t>(problem.budget);
-    const std::uint32_t lane = threadIdx.x % 32, step_rows = 32 / budget, step_slots = 32 % budget;
+    const std::uint32_t step_rows = 32 / budget, step_slots = 32 % budget;
     std::uint32_t row = lane / budget, slot = lane % budget;
 #pragma unroll
     for (int u = 0; u < kListed; ++u) {
