@@ -11,15 +11,16 @@ def close(device, dtype):
     return dict(rtol=2e-5, atol=2e-5) if dtype == torch.float32 else dict(rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# On a Hopper GPU the last of these has native kernels.
+@pytest.mark.parametrize("dtype,dim", [(torch.float32, 32), (torch.bfloat16, 32), (torch.bfloat16, 64)])
 @pytest.mark.parametrize(
     "chunks", [[150], [1] * 150, [7] * 21 + [3], [16, 16, 100, 18], [64, 1, 1, 64, 20], [0, 150, 0]]
 )
-def test_any_chunking_is_one_shot(chunks, dtype, device):
-    q, k, v = (torch.randn(150, h, 32).to(device, dtype) for h in (4, 2, 2))
+def test_any_chunking_is_one_shot(chunks, dtype, dim, device):
+    q, k, v = (torch.randn(150, h, dim).to(device, dtype) for h in (4, 2, 2))
     cu = offsets([150]).to(device)
     whole, whole_lse = libmoba.attention(q, k, v, cu, block_size=16, top_k=3, return_lse=True)
-    cache = libmoba.KvCache(200, kv_heads=2, head_dim=32, block_size=16, dtype=dtype, device=device)
+    cache = libmoba.KvCache(200, kv_heads=2, head_dim=dim, block_size=16, dtype=dtype, device=device)
     begin = 0
     for count in chunks:
         rows = slice(begin, begin + count)
@@ -31,17 +32,19 @@ def test_any_chunking_is_one_shot(chunks, dtype, device):
     assert len(cache) == 150 and cache.capacity == 200
 
 
-def test_truncate_forgets(device):
-    q, k, v = (torch.randn(100, h, 32).to(device) for h in (4, 2, 2))
-    cache = libmoba.KvCache(100, kv_heads=2, head_dim=32, block_size=16, device=device)
+@pytest.mark.parametrize("rows", [20, 1])
+@pytest.mark.parametrize("dtype,dim", [(torch.float32, 32), (torch.bfloat16, 64)])
+def test_truncate_forgets(rows, dtype, dim, device):
+    q, k, v = (torch.randn(100, h, dim).to(device, dtype) for h in (4, 2, 2))
+    cache = libmoba.KvCache(100, kv_heads=2, head_dim=dim, block_size=16, dtype=dtype, device=device)
     cache.append(k, v)
-    expected, _ = cache.attend(q[-20:], top_k=3)
+    expected, _ = cache.attend(q[-rows:], top_k=3)
     for length in (99, 81, 80, 79, 64, 0):
         cache.truncate(length)
         cache.append(torch.randn_like(k[length:]), torch.randn_like(v[length:]))
         cache.truncate(length)
         cache.append(k[length:], v[length:])
-        again, _ = cache.attend(q[-20:], top_k=3)
+        again, _ = cache.attend(q[-rows:], top_k=3)
         assert torch.equal(again, expected)
 
 

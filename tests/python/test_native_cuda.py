@@ -218,6 +218,47 @@ def test_decode_never_waits_for_the_device_cuda() -> None:
 
 
 @pytest.mark.parametrize(
+    "options", [{}, dict(share="group"), dict(share="layer"), dict(force_previous=True, sink_blocks=1)]
+)
+def test_a_cache_of_one_sequence_decodes_as_pages_do_cuda(options: dict[str, object]) -> None:
+    torch.manual_seed(3)
+    sizes = dict(kv_heads=2, head_dim=128, block_size=64, dtype=torch.bfloat16, device="cuda")
+    one = libmoba.KvCache(200, **sizes)  # ends inside of a block
+    pages = libmoba.PagedKvCache(pages=4, page_size=64, sequences=1, capacity=256, **sizes)
+    q, k, v = (torch.randn(200, heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2))
+
+    def compare(lengths: list[int]) -> None:
+        for begin, end in zip(lengths, lengths[1:]):
+            one.append(k[begin:end], v[begin:end])
+            pages.append(k[begin:end], v[begin:end], sequences=[0], counts=[end - begin])
+            out, lse = one.attend(q[end - 1 : end], top_k=3, **options)
+            expected, expected_lse = pages.attend(q[end - 1 : end], sequences=[0], top_k=3, **options)
+            assert torch.equal(out, expected) and torch.equal(lse, expected_lse)
+
+    compare([0, 1, 63, 64, 65, 128, 129, 199, 200])
+    one.truncate(130)
+    pages.truncate(0, 130)
+    compare([130, 131, 192, 193, 200])
+
+
+def test_a_cache_of_one_sequence_never_waits_for_the_device_cuda() -> None:
+    cache = libmoba.KvCache(400, kv_heads=2, head_dim=128, block_size=64, dtype=torch.bfloat16, device="cuda")
+    q, k, v = (torch.randn(330, heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2))
+    cache.append(k, v)
+    cache.attend(q, top_k=3)
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        cache.append(k[:1], v[:1])
+        cache.attend(q[:1], top_k=3)
+        cache.attend(q[:20], top_k=3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(dtype=torch.float32), "float"),

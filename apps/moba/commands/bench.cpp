@@ -205,16 +205,21 @@ nlohmann::ordered_json to_json(const BenchRow& row, const char* baseline, const 
   return json;
 }
 
+/// A decode step on a GPU takes hundredths of a millisecond.
+std::string ms_text(double ms) {
+  return fmt::format("{:.{}f}", ms, ms < 1 ? 3 : 2);
+}
+
 std::string row_line(const BenchRow& row) {
   const AttendCase& problem = row.goal.problem;
   const bool full = problem.kind == "full";
   std::string line =
-      fmt::format("  {:<7} {:>6}  {:>5}  {:>4} {:>4}  {:>4}  {:<5} {:>10.2f} {:>10.2f} {:>7.2f}x", problem.pass,
-                  problem.n, fmt::format("{}/{}", problem.heads, problem.kv_heads), problem.head_dim,
+      fmt::format("  {:<7} {:>6}  {:>5}  {:>4} {:>4}  {:>4}  {:<5} {:>10} {:>10} {:>7.2f}x", problem.pass, problem.n,
+                  fmt::format("{}/{}", problem.heads, problem.kv_heads), problem.head_dim,
                   full ? "full" : std::to_string(problem.block_size), full ? "" : std::to_string(problem.top_k),
-                  problem.dtype, row.ms, row.baseline_ms, row.ratio());
+                  problem.dtype, ms_text(row.ms), ms_text(row.baseline_ms), row.ratio());
   if (row.portable_ms > 0) {
-    line += fmt::format("  portable {:.2f} ms, {:.1f}x", row.portable_ms, row.portable_ms / row.ms);
+    line += fmt::format("  portable {} ms, {:.1f}x", ms_text(row.portable_ms), row.portable_ms / row.ms);
   }
   if (row.goal.at_least > 0) {
     line += fmt::format("  {} {:g}x", row.ratio() >= row.goal.at_least ? "meets" : "MISSES", row.goal.at_least);

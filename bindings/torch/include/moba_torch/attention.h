@@ -4,10 +4,15 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <tuple>
 
 #include "moba/options.h"
+
+namespace moba {
+struct PagedKvCache;
+}
 
 namespace moba::torch_ops {
 
@@ -26,13 +31,15 @@ struct SequenceBatch {
 
 /// q [Tq, H, D], k [Tk, HK, D], v [Tk, HK, Dv] -> out [Tq, H, Dv], lse float32 [H, Tq] (float64 beside float64).
 /// Gradients flow to q, k, v through out and through lse; none through the choice of blocks. CPU tensors run the CPU
-/// backend (float64: the reference), CUDA tensors the portable backend. Throws moba::Error (Python sees ValueError).
+/// backend (float64: the reference), CUDA tensors native kernels or the portable backend. Throws moba::Error (Python
+/// sees ValueError).
 /// `check_values` reads back what kernels clamp (cu_seqlens out of range, …) and throws; it waits for the device.
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                              const SequenceBatch& batch, const AttentionOptions& options,
                                              bool check_values = false);
 
-/// Keys, values and cached representatives of one layer and one sequence, in tensors it owns. No gradients.
+/// Keys, values and cached representatives of one layer and one sequence, in tensors it owns. No gradients. On a GPU
+/// for which there are native kernels, and with options that they take, these attend it: one row in a launch or two.
 class KvCache {
  public:
   /// Room for `capacity` tokens. `options` of kind moba make it keep representatives for options.block_size,
@@ -51,10 +58,19 @@ class KvCache {
   void truncate(std::int64_t length);
 
   std::int64_t length() const { return length_; }
-  std::int64_t capacity() const { return k_.size(0); }
+  std::int64_t capacity() const { return capacity_; }
 
  private:
+  struct Pages;
+  /// What the native kernels write and read: the cache as one of pages.
+  moba::PagedKvCache paged() const;
+  /// The row of the last token by the native kernels.
+  std::tuple<at::Tensor, at::Tensor> decode(const at::Tensor& q, const AttentionOptions& options) const;
+  void set_length(std::int64_t length);
+
   at::Tensor k_, v_, representatives_, running_sum_;
+  std::shared_ptr<Pages> pages_;  // where native kernels serve
+  std::int64_t capacity_ = 0;
   std::int64_t block_size_ = 0;
   RepresentativeDType representative_dtype_ = RepresentativeDType::kInput;
   std::int64_t length_ = 0;
