@@ -48,7 +48,8 @@ class Context {
   /// cudaStream_t of the caller, or null.
   virtual void* stream() const { return nullptr; }
 
-  /// The most scratch one verb may hold at a time, in bytes. Verbs cut their work to fit.
+  /// The most scratch one verb may hold at a time, in bytes. Verbs cut their work to fit. (attend_backward of the CUDA
+  /// backend may take what dense flash attention holds for dq beside it, 4 bytes for each element of q.)
   virtual std::int64_t workspace_limit() const { return std::int64_t{1536} << 20; }
 
   /// An int32 in the tensors' device memory, or null: bits of DeviceError are set in it (never cleared) where values

@@ -4,7 +4,10 @@ import torch
 
 
 def workspace_limit() -> int:
-    """The most scratch, in bytes, that one call may hold at a time, on the CPU or a GPU. Work is cut to fit."""
+    """The most scratch, in bytes, that one call may hold at a time, on the CPU or a GPU. Work is cut to fit.
+
+    The native CUDA backward may take 4 bytes for each element of q beside it, as dense flash attention does.
+    """
     return torch.ops.moba.workspace_limit()
 
 

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "cuda/backward_plan.h"
 #include "cuda/cuda_check.h"
 #include "cuda/inverse.h"
 #include "cuda/sm90/backward.h"
@@ -13,116 +14,6 @@
 
 namespace moba::cuda {
 namespace {
-
-constexpr std::int64_t kRowGrain = 128;        // row chunks are multiples of it
-constexpr std::int64_t kFewestItemTiles = 32;  // an item of fewer would write more sums than it reads rows
-constexpr std::int64_t kItemRows = 1 << 20;    // of the inverse's own work list, which is not used here
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
-/// How the call is cut, and the scratch of one chunk.
-class Plan {
- public:
-  Plan(const Context& context, const AttendBackwardArgs& args, std::int64_t block_rows)
-      : rows_(args.q.shape[0]),
-        keys_(args.k.shape[0]),
-        heads_(args.q.shape[1]),
-        kv_heads_(args.k.shape[1]),
-        dim_(args.q.shape[2]),
-        budget_(args.selection.budget()),
-        lists_(args.selection.selection_heads()),
-        block_rows_(block_rows),
-        limit_(context.workspace_limit()) {
-    const std::int64_t longest = std::max<std::int64_t>(1, std::min(args.batch.max_seqlen_k, keys_));
-    unit_tiles = ceil_div(std::min(args.selection.block_size, longest), kUnitKeys);
-    turns = takes_turns(unit_tiles, static_cast<int>(dim_));
-    chunk_rows = rows_;
-    std::int64_t kv_chunks = 1;
-    for (; kv_chunks < kv_heads_ && !fits(rows_, ceil_div(kv_heads_, kv_chunks)); ++kv_chunks) {
-    }
-    chunk_kv_heads = ceil_div(kv_heads_, kv_chunks);
-    for (std::int64_t chunks = 2; chunk_rows > kRowGrain && !fits(chunk_rows, chunk_kv_heads); ++chunks) {
-      chunk_rows = ceil_div(ceil_div(rows_, chunks), kRowGrain) * kRowGrain;
-    }
-    require_workspace(context, bytes(chunk_rows, chunk_kv_heads), "gradients of 128 rows of one key/value head");
-    const std::int64_t tiles = most_tiles(chunk_rows, chunk_kv_heads);
-    tile_limit = tile_limit_of(tiles);
-    slabs = most_slabs(tiles);
-    units = block_rows_ * chunk_kv_heads * unit_tiles;
-    items = units + slabs;
-    partial_bytes = places(chunk_rows, chunk_kv_heads) * place_bytes();
-    tiles_in_turn = turn_tiles(chunk_rows, chunk_kv_heads);
-    rows_in_turn = turn_rows(chunk_rows, chunk_kv_heads);
-    sums = chunk_rows < rows_ ? 2 * chunk_kv_heads * keys_ * dim_ : 0;
-  }
-
-  std::int64_t group() const { return heads_ / kv_heads_; }
-  /// The selection heads of query heads [first, first + count).
-  std::int64_t first_list(std::int64_t head) const { return head * lists_ / heads_; }
-  std::int64_t lists_of(std::int64_t first, std::int64_t count) const {
-    return first_list(first + count - 1) - first_list(first) + 1;
-  }
-
-  std::int64_t chunk_rows = 0, chunk_kv_heads = 0;
-  std::int64_t unit_tiles = 1, tile_limit = 0;
-  bool turns = false;  // whether the units of a block take turns
-  std::int64_t slabs = 0, units = 0, items = 0, partial_bytes = 0, tiles_in_turn = 0, rows_in_turn = 0, sums = 0;
-
- private:
-  int tile_rows() const { return tile_rows_of(static_cast<int>(dim_)); }
-  std::int64_t slab_bytes() const { return 2 * kUnitKeys * dim_ * 4; }
-  std::int64_t most_slab_bytes() const { return limit_ / 6; }
-
-  /// Each (row, head) is in at most budget + 1 lists of unit_tiles units, and each list ends in a tile that is not
-  /// full.
-  std::int64_t most_tiles(std::int64_t rows, std::int64_t kv_heads) const {
-    const std::int64_t heads = kv_heads * group();
-    return unit_tiles * (ceil_div(rows * heads * (budget_ + 1), tile_rows()) + 2 * heads * block_rows_);
-  }
-  /// A unit of more than `limit` tiles has fewer than 2 * tiles / limit parts.
-  std::int64_t tile_limit_of(std::int64_t tiles) const {
-    return std::max(kFewestItemTiles, ceil_div(2 * tiles * slab_bytes(), std::max<std::int64_t>(1, most_slab_bytes())));
-  }
-  std::int64_t most_slabs(std::int64_t tiles) const { return ceil_div(2 * tiles, tile_limit_of(tiles)); }
-
-  /// Tiles of rows that are packed, whose dq the units of a block add in turns, and the rows that must be found in
-  /// them.
-  std::int64_t turn_tiles(std::int64_t rows, std::int64_t kv_heads) const {
-    if (!turns) return 0;
-    return kv_heads * group() * tiles_of_head(rows, budget_, block_rows_, tile_rows());
-  }
-  std::int64_t turn_rows(std::int64_t rows, std::int64_t kv_heads) const {
-    return turns ? rows * kv_heads * group() * (budget_ + 1) : 0;
-  }
-  /// Rows of partials.
-  std::int64_t places(std::int64_t rows, std::int64_t kv_heads) const {
-    return turns ? turn_tiles(rows, kv_heads) * tile_rows() : rows * kv_heads * group() * (budget_ + 1) * unit_tiles;
-  }
-  std::int64_t place_bytes() const { return dim_ * (turns ? 4 : 2); }
-
-  std::int64_t bytes(std::int64_t rows, std::int64_t kv_heads) const {
-    const std::int64_t heads = kv_heads * group(), unit_count = block_rows_ * kv_heads * unit_tiles;
-    const std::int64_t slab_count = most_slabs(most_tiles(rows, kv_heads));
-    std::int64_t total = rows_ * heads_ * static_cast<std::int64_t>(sizeof(RowTerm));
-    total += places(rows, kv_heads) * place_bytes() + slab_count * slab_bytes();
-    total += turn_tiles(rows, kv_heads) * (4 + tile_rows() * (2 * dim_ * 2 + std::int64_t{sizeof(RowTerm)}));
-    total += turn_rows(rows, kv_heads) * 4;
-    total += (unit_count + slab_count) * static_cast<std::int64_t>(sizeof(BackwardItem)) + unit_count * 8;
-    if (budget_ > 0) total += BlockInverse::bytes({0, rows, 0, lists_of(0, heads)}, budget_, block_rows_, kItemRows);
-    if (rows < rows_) total += 2 * kv_heads * keys_ * dim_ * 4;
-    return total;
-  }
-  /// Units, items and places are counted in 32 bits.
-  static constexpr std::int64_t kMostUnits = std::int64_t{1} << 31;
-  bool fits(std::int64_t rows, std::int64_t kv_heads) const {
-    return bytes(rows, kv_heads) <= limit_ && rows <= kMaxSliceRows &&
-           places(rows, kv_heads) < (std::int64_t{1} << 32) - 1 && block_rows_ * kv_heads * unit_tiles < kMostUnits;
-  }
-
-  std::int64_t rows_, keys_, heads_, kv_heads_, dim_, budget_, lists_, block_rows_, limit_;
-};
 
 template <class View>
 RowsOf rows_of(const char* argument, const View& view) {
@@ -149,7 +40,8 @@ void check_supported(const AttendBackwardArgs& args) {
   }
 }
 
-BackwardChunk whole_call(const AttendBackwardArgs& args, const BlockMap& map, const RowTerm* terms, const Plan& plan) {
+BackwardChunk whole_call(const AttendBackwardArgs& args, const BlockMap& map, const RowTerm* terms,
+                         const BackwardPlan& plan) {
   BackwardChunk chunk{};
   chunk.q = rows_of("q", args.q);
   chunk.k = rows_of("k", args.k);
@@ -179,85 +71,115 @@ BackwardChunk whole_call(const AttendBackwardArgs& args, const BlockMap& map, co
   return chunk;
 }
 
+/// What every launch must know.
+struct Kind {
+  DType dtype;
+  int dim;
+  int processors;
+  cudaStream_t stream;
+};
+
+void run_round(const BackwardRound& round, const BackwardPlan& plan, const Kind& kind) {
+  launch_list_items(round, kind.dim, kind.stream);
+  for (int number = 0; number < round.chunks; ++number) {
+    const BackwardChunk chunk = round.chunk(number);
+    if (plan.turns) {
+      check_cuda(cudaMemsetAsync(chunk.turns, 0, static_cast<std::size_t>(plan.turn_tiles) * sizeof(std::int32_t),
+                                 kind.stream),
+                 "cudaMemsetAsync(turns)");
+      launch_pack_tiles(chunk, kind.stream);
+    }
+    launch_backward_products(chunk, kind.dtype, kind.dim, kind.processors, kind.stream);
+    launch_backward_sums(chunk, kind.dtype, kind.dim, kind.processors, kind.stream);
+    if (plan.turns) launch_add_tiles(chunk, kind.dtype, kind.stream);
+  }
+}
+
 }  // namespace
 
 void attend_backward(Context& context, const AttendBackwardArgs& args) {
   check_supported(args);
   const std::int64_t rows = args.q.shape[0], heads = args.q.shape[1], kv_heads = args.k.shape[1];
-  const DType dtype = args.q.dtype;
-  const int dim = static_cast<int>(args.q.shape[2]);
-  const auto stream = static_cast<cudaStream_t>(context.stream());
+  const Kind kind{args.q.dtype, static_cast<int>(args.q.shape[2]), multiprocessors(),
+                  static_cast<cudaStream_t>(context.stream())};
+  const cudaStream_t stream = kind.stream;
   const BlockMap map(context, args.batch, rows, args.k.shape[0], args.selection.block_size);
-  const Plan plan(context, args, map.block_rows());
+  const BackwardPlan plan(
+      {rows, args.k.shape[0], heads, kv_heads, kind.dim, args.selection.budget(), args.selection.selection_heads(),
+       args.selection.block_size, map.block_rows(), args.batch.max_seqlen_k},
+      context.workspace_limit());
 
   const Scratch<RowTerm> terms(context, rows * heads, "terms of each row");
   launch_row_terms({rows_of("out", args.out), rows_of("dout", args.dout), args.lse.as<float>(), args.lse.stride[0],
                     args.lse.stride[1], args.dlse.present() ? args.dlse.as<float>() : nullptr, args.dlse.stride[0],
                     args.dlse.stride[1], rows, static_cast<std::int32_t>(heads), terms.data()},
-                   dtype, dim, stream);
-  BackwardChunk chunk = whole_call(args, map, terms.data(), plan);
-  launch_clear_keyless(chunk, kv_heads, dtype, dim, stream);
+                   kind.dtype, kind.dim, stream);
+  const Scratch<std::int32_t> counters(context, plan.chunks * kBackwardCounters, "counters of the work lists");
+  const Scratch<BackwardItem> items(context, plan.chunks * plan.chunk_items, "work lists");
+  const Scratch<UnitSlabs> unit_slabs(context, plan.chunks * plan.chunk_units, "slabs of each unit");
+  const Scratch<std::int32_t> cut_units(context, plan.chunks * plan.chunk_units, "units with slabs");
+  const Scratch<std::uint16_t> partials(context, plan.places, "gradients of queries from each block");
+  const Scratch<float> slabs(context, plan.slabs, "gradients of keys from parts of the work");
+  const std::int64_t turn_elements = plan.turn_tiles * tile_rows_of(kind.dim);
+  const Scratch<std::int32_t> turns(context, plan.turn_tiles, "turns of the units of a block");
+  const Scratch<std::uint16_t> tiles(context, turn_elements * 2 * kind.dim, "tiles of query rows");
+  const Scratch<RowTerm> tile_terms(context, turn_elements, "terms of rows of tiles");
+  const Scratch<std::uint32_t> tile_rows(context, plan.turn_rows, "rows of tiles of gradients");
+  const Scratch<float> sums(context, plan.sums, "gradients of keys over rounds of rows");
 
-  const Scratch<std::int32_t> counters(context, kBackwardCounters, "counters of the work list");
-  const Scratch<BackwardItem> items(context, plan.items, "work list");
-  const Scratch<UnitSlabs> unit_slabs(context, plan.units, "slabs of each unit");
-  const Scratch<std::uint16_t> partials(context, plan.partial_bytes / 2, "gradients of queries from each block");
-  const Scratch<std::int32_t> turns(context, plan.tiles_in_turn, "turns of the units of a block");
-  const Scratch<std::uint16_t> tiles(context, plan.tiles_in_turn * tile_rows_of(dim) * 2 * dim, "tiles of query rows");
-  const Scratch<RowTerm> tile_terms(context, plan.tiles_in_turn * tile_rows_of(dim), "terms of rows of tiles");
-  const Scratch<std::uint32_t> tile_rows(context, plan.rows_in_turn, "rows of tiles of gradients");
-  const Scratch<float> slabs(context, plan.slabs * 2 * kUnitKeys * dim, "gradients of keys from parts of the work");
-  const Scratch<float> sums(context, plan.sums, "gradients of keys over chunks of rows");
-  chunk.counters = counters.data();
-  chunk.items = items.data();
-  chunk.unit_slabs = unit_slabs.data();
-  chunk.partials = partials.data();
-  chunk.tiles = tiles.data();
-  chunk.tile_terms = tile_terms.data();
-  chunk.tile_rows = tile_rows.data();
-  chunk.turns = plan.turns ? turns.data() : nullptr;
-  chunk.slabs = slabs.data();
-  chunk.sums = plan.sums > 0 ? sums.data() : nullptr;
+  BackwardRound round{};
+  round.whole = whole_call(args, map, terms.data(), plan);
+  round.chunk_kv_heads = static_cast<std::int32_t>(plan.chunk_kv_heads);
+  round.chunks = static_cast<std::int32_t>(plan.chunks);
+  round.chunk_items = static_cast<std::int32_t>(plan.chunk_items);
+  round.chunk_units = static_cast<std::int32_t>(plan.chunk_units);
+  BackwardChunk& whole = round.whole;
+  whole.counters = counters.data();
+  whole.items = items.data();
+  whole.unit_slabs = unit_slabs.data();
+  whole.cut_units = cut_units.data();
+  whole.partials = partials.data();
+  whole.tiles = tiles.data();
+  whole.tile_terms = tile_terms.data();
+  whole.tile_rows = tile_rows.data();
+  whole.turns = plan.turns ? turns.data() : nullptr;
+  whole.slabs = slabs.data();
+  whole.sums = plan.sums > 0 ? sums.data() : nullptr;
   std::optional<BlockInverse> inverse;
-  if (chunk.budget > 0) {
+  if (whole.budget > 0) {
     inverse.emplace(context, map, args.selection,
-                    Slice{0, plan.chunk_rows, 0, plan.lists_of(0, plan.chunk_kv_heads * plan.group())}, kItemRows);
+                    Slice{0, plan.round_rows, 0, plan.lists_of(0, plan.round_kv_heads * plan.group())},
+                    kBackwardInverseItemRows);
   }
-  const int processors = multiprocessors();
-
-  for (std::int64_t kv = 0; kv < kv_heads; kv += plan.chunk_kv_heads) {
-    chunk.first_kv_head = static_cast<std::int32_t>(kv);
-    chunk.kv_heads = static_cast<std::int32_t>(std::min(plan.chunk_kv_heads, kv_heads - kv));
-    chunk.first_selection_head = static_cast<std::int32_t>(plan.first_list(kv * plan.group()));
+  launch_clear_keyless(whole, kv_heads, kind.dtype, kind.dim, stream);
+  for (std::int64_t kv = 0; kv < kv_heads; kv += plan.round_kv_heads) {
+    whole.first_kv_head = static_cast<std::int32_t>(kv);
+    whole.kv_heads = static_cast<std::int32_t>(std::min(plan.round_kv_heads, kv_heads - kv));
+    whole.first_selection_head = static_cast<std::int32_t>(plan.first_list(kv * plan.group()));
     if (plan.sums > 0) {
-      check_cuda(cudaMemsetAsync(chunk.sums, 0, static_cast<std::size_t>(plan.sums) * sizeof(float), stream),
+      check_cuda(cudaMemsetAsync(whole.sums, 0, static_cast<std::size_t>(plan.sums) * sizeof(float), stream),
                  "cudaMemsetAsync(sums of keys)");
     }
-    for (std::int64_t row = 0; row == 0 || row < rows; row += plan.chunk_rows) {
-      chunk.first_row = row;
-      chunk.rows = std::min(plan.chunk_rows, rows - row);
-      chunk.own_tiles = static_cast<std::int32_t>(own_tiles_of_head(chunk.rows, chunk.block_rows, tile_rows_of(dim)));
-      chunk.head_tiles =
-          static_cast<std::int32_t>(tiles_of_head(chunk.rows, chunk.budget, chunk.block_rows, tile_rows_of(dim)));
+    for (std::int64_t row = 0; row == 0 || row < rows; row += plan.round_rows) {
+      whole.first_row = row;
+      whole.rows = std::min(plan.round_rows, rows - row);
+      whole.own_tiles =
+          static_cast<std::int32_t>(own_tiles_of_head(whole.rows, whole.block_rows, tile_rows_of(kind.dim)));
+      whole.head_tiles =
+          static_cast<std::int32_t>(tiles_of_head(whole.rows, whole.budget, whole.block_rows, tile_rows_of(kind.dim)));
+      check_cuda(
+          cudaMemsetAsync(whole.counters, 0, static_cast<std::size_t>(counters.size()) * sizeof(std::int32_t), stream),
+          "cudaMemsetAsync(counters)");
       if (inverse.has_value()) {
-        inverse->build({row, chunk.rows, chunk.first_selection_head,
-                        plan.lists_of(kv * plan.group(), chunk.kv_heads * plan.group())});
-        chunk.offsets = inverse->offsets();
-        chunk.entries = inverse->entries();
+        inverse->build({row, whole.rows, whole.first_selection_head,
+                        plan.lists_of(kv * plan.group(), whole.kv_heads * plan.group())});
+        whole.offsets = inverse->offsets();
+        whole.entries = inverse->entries();
       }
-      if (plan.turns) {
-        check_cuda(cudaMemsetAsync(chunk.turns, 0, static_cast<std::size_t>(plan.tiles_in_turn) * sizeof(std::int32_t),
-                                   stream),
-                   "cudaMemsetAsync(turns)");
-      }
-      launch_pack_tiles(chunk, stream);
-      launch_list_items(chunk, dim, stream);
-      launch_backward_products(chunk, dtype, dim, processors, stream);
-      launch_add_slabs(chunk, dtype, dim, stream);
-      launch_add_partials(chunk, dtype, dim, stream);
-      if (plan.chunk_rows == 0) break;  // no rows: dk and dv are zero, and written
+      run_round(round, plan, kind);
+      if (plan.round_rows == 0) break;  // no rows: dk and dv are zero, and written
     }
-    if (plan.sums > 0) launch_round_sums(chunk, dtype, dim, stream);
+    if (plan.sums > 0) launch_round_sums(whole, kind.dtype, kind.dim, stream);
   }
 }
 

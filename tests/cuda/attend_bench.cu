@@ -1,10 +1,7 @@
-// Times the stages of the forward pass on made-up choices: attend_bench [filter of row names]. Medians of CUDA events.
+// Times the stages of the forward pass on made-up choices: attend_bench [name of a row]…. Medians of CUDA events.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <string>
-#include <vector>
 
 #include "cuda/attend.h"
 #include "cuda/cuda_check.h"
@@ -19,27 +16,6 @@ namespace {
 
 constexpr int kRuns = 7;
 
-constexpr BenchRow kRows[] = {
-    {"8K 512,3", 8192, 16, 16, 128, 512, 3},
-    {"32K 512,3", 32768, 16, 16, 128, 512, 3},
-    {"32K 128,8", 32768, 16, 16, 128, 128, 8},
-    {"64K d64 64,8", 65536, 4, 4, 64, 64, 8},
-    {"32K d64 512,3", 32768, 16, 16, 64, 512, 3},
-    {"128K 512,3", 131072, 16, 16, 128, 512, 3},
-    {"128K 128,8", 131072, 16, 16, 128, 128, 8},
-    {"128K 32/8 128,8", 131072, 32, 8, 128, 128, 8},
-    {"128K 4096,12", 131072, 16, 16, 128, 4096, 12},
-    {"32K 128,8 first", 32768, 16, 16, 128, 128, 8, Choice::kFirst},
-    {"32K 128,8 Zipf", 32768, 16, 16, 128, 128, 8, Choice::kZipf},
-    {"32K 128,8 clustered", 32768, 16, 16, 128, 128, 8, Choice::kClustered},
-    {"128K 512,3 first", 131072, 16, 16, 128, 512, 3, Choice::kFirst},
-    {"128K 512,3 Zipf", 131072, 16, 16, 128, 512, 3, Choice::kZipf},
-    {"128K 512,3 clustered", 131072, 16, 16, 128, 512, 3, Choice::kClustered},
-    {"32K d64 128,8", 32768, 16, 16, 64, 128, 8},
-    {"32K 512,3 fp16", 32768, 16, 16, 128, 512, 3, Choice::kRandom, DType::kFloat16},
-    {"32K 128,8 fp16", 32768, 16, 16, 128, 128, 8, Choice::kRandom, DType::kFloat16},
-};
-
 void time_row(const BenchRow& row) {
   DeviceContext context(std::int64_t{12} << 30);
   context.poisons = false;
@@ -49,12 +25,9 @@ void time_row(const BenchRow& row) {
   const Memory list(n * h * budget * 4), cu(8);
   const std::int32_t offsets[2] = {0, static_cast<std::int32_t>(n)};
   must(cudaMemcpy(cu.get(), offsets, 8, cudaMemcpyHostToDevice), "cudaMemcpy");
-  const auto fill = [&]<class T>(T*) {
-    fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<T*>(q.get()), n * h * d, 1);
-    fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<T*>(k.get()), n * hk * d, 1ull << 40);
-    fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<T*>(v.get()), n * hk * d, 1ull << 41);
-  };
-  row.dtype == DType::kBFloat16 ? fill(static_cast<__nv_bfloat16*>(nullptr)) : fill(static_cast<__half*>(nullptr));
+  fill_normal(stream, q, row.dtype, 1);
+  fill_normal(stream, k, row.dtype, 1ull << 40);
+  fill_normal(stream, v, row.dtype, 1ull << 41);
   fill_choice_kernel<<<1024, 256, 0, stream>>>(static_cast<std::int32_t*>(list.get()), n, h, budget, row.block_size,
                                                row.choice);
   AttendArgs args;
@@ -70,6 +43,7 @@ void time_row(const BenchRow& row) {
   args.result = {TensorView(out.get(), row.dtype, {n, h, d}, gpu()),
                  TensorView(lse.get(), DType::kFloat32, {h, n}, gpu())};
 
+  heat(stream, [&] { cuda::attend(context, args); });
   const float whole = median_ms(stream, kRuns, [&] { cuda::attend(context, args); });
 
   // The stages of one slice that holds everything.
@@ -138,14 +112,5 @@ void time_row(const BenchRow& row) {
 }  // namespace moba::test
 
 int main(int argc, char** argv) {
-  for (const moba::test::BenchRow& row : moba::test::kRows) {
-    if (argc > 1 && std::strstr(row.name, argv[1]) == nullptr) continue;
-    try {
-      moba::test::time_row(row);
-    } catch (const std::exception& error) {
-      std::printf("%s: %s\n", row.name, error.what());
-      return 1;
-    }
-  }
-  return 0;
+  return moba::test::time_rows(argc, argv, moba::test::time_row);
 }

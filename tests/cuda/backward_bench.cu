@@ -1,11 +1,8 @@
-// Times attend_backward on made-up choices: backward_bench [filter of row names]. Medians of CUDA events, the share of
+// Times attend_backward on made-up choices: backward_bench [name of a row]…. Medians of CUDA events, the share of
 // each launcher (the program is linked so that calls of launchers come here first), and sums of the gradients' bits,
 // which tell whether two builds agree.
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <string>
 #include <vector>
 
 #include "cuda/attend.h"
@@ -16,25 +13,6 @@
 
 namespace moba::test {
 namespace {
-
-constexpr BenchRow kRows[] = {
-    {"8K 512,3", 8192, 16, 16, 128, 512, 3},
-    {"32K 512,3", 32768, 16, 16, 128, 512, 3},
-    {"32K 128,8", 32768, 16, 16, 128, 128, 8},
-    {"32K 4096,3 H4", 32768, 4, 4, 128, 4096, 3},
-    {"64K d64 64,8", 65536, 4, 4, 64, 64, 8},
-    {"32K d64 512,3", 32768, 16, 16, 64, 512, 3},
-    {"128K 512,3", 131072, 16, 16, 128, 512, 3},
-    {"128K 128,8", 131072, 16, 16, 128, 128, 8},
-    {"128K 32/8 128,8", 131072, 32, 8, 128, 128, 8},
-    {"128K 4096,12 H4", 131072, 4, 4, 128, 4096, 12},
-    {"32K 128,8 first", 32768, 16, 16, 128, 128, 8, Choice::kFirst},
-    {"32K 128,8 Zipf", 32768, 16, 16, 128, 128, 8, Choice::kZipf},
-    {"32K 128,8 clustered", 32768, 16, 16, 128, 128, 8, Choice::kClustered},
-    {"128K 512,3 first", 131072, 16, 16, 128, 512, 3, Choice::kFirst},
-    {"128K 512,3 Zipf", 131072, 16, 16, 128, 512, 3, Choice::kZipf},
-    {"128K 512,3 clustered", 131072, 16, 16, 128, 512, 3, Choice::kClustered},
-};
 
 __global__ void sum_bits_kernel(const std::uint16_t* data, std::int64_t count, unsigned long long* sum) {
   unsigned long long mine = 0;
@@ -85,7 +63,7 @@ struct Launches {
     return total;
   }
 };
-Launches terms{"terms"}, pack{"pack"}, list{"list"}, products{"products"}, slabs{"slabs"}, partials{"dq"};
+Launches terms{"terms"}, pack{"pack"}, list{"list"}, products{"products"}, sums{"sums"}, tiles{"dq of tiles"};
 bool timing_launches = false;
 
 void time_row(const BenchRow& row) {
@@ -99,10 +77,7 @@ void time_row(const BenchRow& row) {
   const std::int32_t offsets[2] = {0, static_cast<std::int32_t>(n)};
   must(cudaMemcpy(cu.get(), offsets, 8, cudaMemcpyHostToDevice), "cudaMemcpy");
   std::uint64_t seed = 1;
-  for (const auto& [memory, count] :
-       {std::pair{&q, n * h * d}, {&k, n * hk * d}, {&v, n * hk * d}, {&dout, n * h * d}}) {
-    fill_normal_kernel<<<1024, 256, 0, stream>>>(static_cast<__nv_bfloat16*>(memory->get()), count, seed++ << 40);
-  }
+  for (const Memory* memory : {&q, &k, &v, &dout}) fill_normal(stream, *memory, row.dtype, seed++ << 40);
   fill_choice_kernel<<<1024, 256, 0, stream>>>(static_cast<std::int32_t*>(list_of.get()), n, h, budget, row.block_size,
                                                row.choice);
   const auto view = [](const Memory& memory, DType dtype, std::vector<std::int64_t> shape) {
@@ -111,15 +86,15 @@ void time_row(const BenchRow& row) {
   };
   const TensorView cu_view(cu.get(), DType::kInt32, {2}, gpu());
   AttendArgs args;
-  args.q = view(q, DType::kBFloat16, {n, h, d});
-  args.k = view(k, DType::kBFloat16, {n, hk, d});
-  args.v = view(v, DType::kBFloat16, {n, hk, d});
+  args.q = view(q, row.dtype, {n, h, d});
+  args.k = view(k, row.dtype, {n, hk, d});
+  args.v = view(v, row.dtype, {n, hk, d});
   args.batch = {cu_view, cu_view, n, n};
   args.selection.kind = SelectionKind::kList;
   args.selection.block_size = row.block_size;
   args.selection.blocks = view(list_of, DType::kInt32, {n, h, budget});
   args.softmax_scale = 1.0 / std::sqrt(static_cast<double>(d));
-  args.result = {view(out, DType::kBFloat16, {n, h, d}), view(lse, DType::kFloat32, {h, n})};
+  args.result = {view(out, row.dtype, {n, h, d}), view(lse, DType::kFloat32, {h, n})};
   cuda::attend(context, args);
   const AttendBackwardArgs backward = {args.q,
                                        args.k,
@@ -129,11 +104,11 @@ void time_row(const BenchRow& row) {
                                        args.softmax_scale,
                                        args.result.out,
                                        args.result.lse,
-                                       view(dout, DType::kBFloat16, {n, h, d}),
+                                       view(dout, row.dtype, {n, h, d}),
                                        {},
-                                       view(dq, DType::kBFloat16, {n, h, d}),
-                                       view(dk, DType::kBFloat16, {n, hk, d}),
-                                       view(dv, DType::kBFloat16, {n, hk, d})};
+                                       view(dq, row.dtype, {n, h, d}),
+                                       view(dk, row.dtype, {n, hk, d}),
+                                       view(dv, row.dtype, {n, hk, d})};
   double pairs = 0.0, own_pairs = 0.0;
   for (std::int64_t i = 0; i < n; ++i) {
     pairs += static_cast<double>(std::min(budget, i / row.block_size));
@@ -142,13 +117,14 @@ void time_row(const BenchRow& row) {
   pairs = (pairs * static_cast<double>(row.block_size) + own_pairs) * static_cast<double>(h);
   const double flops = pairs * 10.0 * static_cast<double>(d);
   const int runs = flops > 1e13 ? 2 : 5;
+  heat(stream, [&] { cuda::attend_backward(context, backward); });
   const float whole = median_ms(stream, runs, [&] { cuda::attend_backward(context, backward); });
   timing_launches = true;
   cuda::attend_backward(context, backward);
   timing_launches = false;
   must(cudaStreamSynchronize(stream), "attend_backward");
   std::printf("%-21s %8.3f ms %4.0f TF x%.2f |", row.name, whole, flops / whole * 1e-9, whole / (flops / 680e9));
-  for (Launches* launches : {&terms, &pack, &list, &products, &slabs, &partials}) {
+  for (Launches* launches : {&terms, &pack, &list, &products, &sums, &tiles}) {
     const float ms = launches->ms();
     std::printf(" %s %.3f", launches->name, ms);
     if (launches == &products) std::printf(" (%.0f TF)", flops / ms * 1e-9);
@@ -169,31 +145,21 @@ void time_row(const BenchRow& row) {
     test::launches.time(stream, [&] { real_##launches arguments; }); \
   }                                                                  \
   }
-MOBA_TIMED(terms, "_ZN4moba4cuda16launch_row_termsERKNS0_10TermsInputENS_5DTypeEiP11CUstream_st",
-           (const TermsInput& input, DType dtype, int dim, cudaStream_t stream), (input, dtype, dim, stream))
 MOBA_TIMED(pack, "_ZN4moba4cuda17launch_pack_tilesERKNS0_13BackwardChunkEP11CUstream_st",
            (const BackwardChunk& chunk, cudaStream_t stream), (chunk, stream))
-MOBA_TIMED(list, "_ZN4moba4cuda17launch_list_itemsERKNS0_13BackwardChunkEiP11CUstream_st",
-           (const BackwardChunk& chunk, int dim, cudaStream_t stream), (chunk, dim, stream))
+MOBA_TIMED(list, "_ZN4moba4cuda17launch_list_itemsERKNS0_13BackwardRoundEiP11CUstream_st",
+           (const BackwardRound& round, int dim, cudaStream_t stream), (round, dim, stream))
 MOBA_TIMED(products, "_ZN4moba4cuda24launch_backward_productsERKNS0_13BackwardChunkENS_5DTypeEiiP11CUstream_st",
            (const BackwardChunk& chunk, DType dtype, int dim, int processors, cudaStream_t stream),
            (chunk, dtype, dim, processors, stream))
-MOBA_TIMED(slabs, "_ZN4moba4cuda16launch_add_slabsERKNS0_13BackwardChunkENS_5DTypeEiP11CUstream_st",
-           (const BackwardChunk& chunk, DType dtype, int dim, cudaStream_t stream), (chunk, dtype, dim, stream))
-MOBA_TIMED(partials, "_ZN4moba4cuda19launch_add_partialsERKNS0_13BackwardChunkENS_5DTypeEiP11CUstream_st",
-           (const BackwardChunk& chunk, DType dtype, int dim, cudaStream_t stream), (chunk, dtype, dim, stream))
+MOBA_TIMED(terms, "_ZN4moba4cuda16launch_row_termsERKNS0_10TermsInputENS_5DTypeEiP11CUstream_st",
+           (const TermsInput& input, DType dtype, int dim, cudaStream_t stream), (input, dtype, dim, stream))
+MOBA_TIMED(sums, "_ZN4moba4cuda20launch_backward_sumsERKNS0_13BackwardChunkENS_5DTypeEiiP11CUstream_st",
+           (const BackwardChunk& chunk, DType dtype, int dim, int processors, cudaStream_t stream),
+           (chunk, dtype, dim, processors, stream))
+MOBA_TIMED(tiles, "_ZN4moba4cuda16launch_add_tilesERKNS0_13BackwardChunkENS_5DTypeEP11CUstream_st",
+           (const BackwardChunk& chunk, DType dtype, cudaStream_t stream), (chunk, dtype, stream))
 
 int main(int argc, char** argv) {
-  for (const moba::test::BenchRow& row : moba::test::kRows) {
-    bool wanted = argc == 1;
-    for (int i = 1; i < argc; ++i) wanted = wanted || std::strcmp(row.name, argv[i]) == 0;
-    if (!wanted) continue;
-    try {
-      moba::test::time_row(row);
-    } catch (const std::exception& error) {
-      std::printf("%s: %s\n", row.name, error.what());
-      return 1;
-    }
-  }
-  return 0;
+  return moba::test::time_rows(argc, argv, moba::test::time_row);
 }

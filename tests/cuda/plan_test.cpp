@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/backward_plan.h"
 #include "cuda/divisor.h"
 #include "cuda/segments.h"
 #include "cuda/slices.h"
@@ -134,6 +135,44 @@ TEST(HeadGroups, DivideTheHeadsOfAList) {
   EXPECT_EQ(one.heads_per_list, 32);
   EXPECT_EQ(one.units_per_list, 8);
   EXPECT_EQ(one.heads_per_unit, 4);
+}
+
+BackwardShapes backward_shapes(std::int64_t rows, std::int64_t heads, std::int64_t kv_heads, std::int64_t dim,
+                               std::int64_t budget, std::int64_t block_size) {
+  return {rows, rows, heads, kv_heads, dim, budget, heads, block_size, rows / block_size + 2, rows};
+}
+
+TEST(BackwardPlan, StaysWithinTheLimitAndWhatDenseAttentionHolds) {
+  for (const std::int64_t rows : {1, 600, 8192, 131072}) {
+    for (const std::int64_t kv_heads : {1, 2, 16}) {
+      for (const std::int64_t block_size : {64, 300, 512, 4096}) {
+        for (const std::int64_t mebibytes : {1, 8, 64, 1536}) {
+          const BackwardShapes shapes = backward_shapes(rows, 2 * kv_heads, kv_heads, 128, 7, block_size);
+          try {
+            const BackwardPlan plan(shapes, mebibytes * kMiB);
+            ASSERT_LE(plan.bytes(), mebibytes * kMiB + (plan.turns ? 0 : rows * 2 * kv_heads * 128 * 4));
+            ASSERT_TRUE(plan.round_rows == rows || plan.round_rows % 128 == 0);
+            ASSERT_GE(plan.chunks * plan.chunk_kv_heads, plan.round_kv_heads);
+            ASSERT_LT((plan.chunks - 1) * plan.chunk_kv_heads, plan.round_kv_heads);
+            ASSERT_EQ(plan.sums > 0, plan.round_rows < rows);
+          } catch (const Error& error) {
+            ASSERT_EQ(error.code(), ErrorCode::kWorkspace);
+            ASSERT_LT(mebibytes, 1536) << error.what();
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(BackwardPlan, OneRoundHasAllThatFits) {
+  for (const std::int64_t rows : {131072, 524288}) {
+    const BackwardPlan plan(backward_shapes(rows, 16, 16, 128, 7, 128), 1536 * kMiB);
+    EXPECT_EQ(plan.round_rows, rows);
+    EXPECT_EQ(plan.round_kv_heads, 16);
+    EXPECT_LE(plan.chunks, 4);
+  }
+  EXPECT_EQ(BackwardPlan(backward_shapes(8192, 16, 16, 128, 2, 512), 1536 * kMiB).chunks, 1);
 }
 
 }  // namespace

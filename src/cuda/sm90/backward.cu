@@ -1,6 +1,6 @@
 #include "cuda/sm90/backward.h"
 
-#include "cuda/cuda_check.h"
+#include "cuda/dependent_launch.h"
 #include "cuda/instances.h"
 #include "cuda/sm90/backward_kernel.cuh"
 
@@ -12,10 +12,8 @@ void launch_backward_products(const BackwardChunk& chunk, DType dtype, int head_
     const auto kernel = backward_products_kernel<T, kDim, kTurns>;
     constexpr int kBytes = sizeof(BackwardShared<kDim, kTurns>);
     static_assert(kBytes <= 227 * 1024);
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-               "cudaFuncSetAttribute(attend_backward)");
-    kernel<<<processors, BackwardShape<kDim>::kThreads, kBytes, stream>>>(chunk);
-    check_cuda(cudaGetLastError(), "attend_backward: products");
+    launch_dependent(kernel, "attend_backward: products", static_cast<unsigned>(processors),
+                     BackwardShape<kDim>::kThreads, kBytes, stream, chunk);
   };
   dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
     if constexpr (takes_turns(kFewestTurns, kDim)) {

@@ -5,6 +5,8 @@
 // A unit with many tiles is cut into parts, each an item of the persistent kernel; parts leave their sums in slabs,
 // which are added in order. Each (row, head) has a place for the gradient from each (slot, 128 keys of the block); the
 // places are added in order as well, so every result has the same bits in every run.
+//
+// A round has some rows and heads, with one inverse of their lists, and is worked off in chunks of key/value heads.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -19,7 +21,8 @@ namespace moba::cuda {
 inline constexpr int kUnitKeys = 128;
 // Units of a block that take turns, see takes_turns().
 inline constexpr int kFewestTurns = 5;
-inline constexpr int kMostTurns = 256;  // the work list keeps so many in order
+inline constexpr int kMostTurns = 256;                             // the work list keeps so many in order
+inline constexpr std::int64_t kBackwardInverseItemRows = 1 << 20;  // of the inverse's own work list, not used here
 
 /// Query rows of a tile: as many as the registers of two warpgroups allow beside the sums of 128 keys.
 constexpr int tile_rows_of(int head_dim) {
@@ -70,12 +73,12 @@ struct BackwardChunk {
   const RowTerm* terms;  // [H, total_rows]
   float softmax_scale;
 
-  // The list and its transpose.
+  // The list and its transpose, of the lists [first_selection_head, …) of the round.
   const SequenceSpan* sequences;
   std::int64_t sequence_count;
   const BlockSpan* block_spans;
   std::int64_t block_rows;
-  const std::int64_t* offsets;   // [lists of the chunk * block_rows + 1]
+  const std::int64_t* offsets;   // [lists of the round * block_rows + 1]
   const std::uint32_t* entries;  // rows from first_row
   const std::int32_t* blocks;    // [total_rows, HS, budget]
   std::int64_t blocks_row_stride, blocks_head_stride;
@@ -91,9 +94,10 @@ struct BackwardChunk {
   std::int32_t own_tiles, head_tiles;  // own_tiles_of_head() and tiles_of_head()
 
   // Workspace.
-  std::int32_t* counters;  // items, slabs, the next item
+  std::int32_t* counters;  // [kBackwardCounters]
   BackwardItem* items;
-  UnitSlabs* unit_slabs;  // [units()]
+  UnitSlabs* unit_slabs;    // [units()]
+  std::int32_t* cut_units;  // the units of more than one part, in any order
   // dq from each slot: [rows, kv_heads * group, budget + 1, unit_tiles, D], dtype of q; with turns
   // [kv_heads * group, head_tiles, tile rows, D] fp32, as the copy engine moves tiles.
   void* partials;
@@ -117,7 +121,34 @@ constexpr std::int64_t tiles_of_head(std::int64_t rows, std::int64_t budget, std
   return own_tiles_of_head(rows, block_rows, tile_rows) + rows * budget / tile_rows + block_rows + 1;
 }
 
-enum BackwardCounter { kItemCount, kSlabCount, kNextItem, kBackwardCounters };
+enum BackwardCounter {
+  kItemCount,
+  kSlabCount,
+  kCutUnitCount,
+  kNextItem,  // to be taken, as are the next two
+  kNextRows,
+  kNextSlabRows,
+  kBackwardCounters
+};
+
+/// The chunks of a round, of `chunk_kv_heads` key/value heads each but the last.
+struct BackwardRound {
+  BackwardChunk whole;  // of all heads, with the workspace of the first chunk
+  std::int32_t chunk_kv_heads, chunks;
+  std::int32_t chunk_items, chunk_units;
+
+  __host__ __device__ BackwardChunk chunk(int number) const {
+    BackwardChunk result = whole;
+    const std::int32_t before = number * chunk_kv_heads;
+    result.first_kv_head += before;
+    result.kv_heads = chunk_kv_heads < whole.kv_heads - before ? chunk_kv_heads : whole.kv_heads - before;
+    result.counters += number * kBackwardCounters;
+    result.items += static_cast<std::int64_t>(number) * chunk_items;
+    result.unit_slabs += static_cast<std::int64_t>(number) * chunk_units;
+    result.cut_units += static_cast<std::int64_t>(number) * chunk_units;
+    return result;
+  }
+};
 
 // Each launcher works on `stream` and throws Error where a launch fails. `dtype` is kBFloat16 or kFloat16, `head_dim`
 // 64 or 128.
@@ -135,17 +166,18 @@ struct TermsInput {
 };
 void launch_row_terms(const TermsInput& input, DType dtype, int head_dim, cudaStream_t stream);
 
-/// Fills items, unit_slabs and counters.
-void launch_list_items(const BackwardChunk& chunk, int head_dim, cudaStream_t stream);
+/// Fills items, unit_slabs and cut_units of all chunks, whose counters are zero.
+void launch_list_items(const BackwardRound& round, int head_dim, cudaStream_t stream);
 /// With turns: tiles, tile_terms and tile_rows.
 void launch_pack_tiles(const BackwardChunk& chunk, cudaStream_t stream);
 /// The products: partials, and dk, dv (or sums, or slabs).
 void launch_backward_products(const BackwardChunk& chunk, DType dtype, int head_dim, int processors,
                               cudaStream_t stream);
-/// Adds the slabs of each cut unit into dk, dv or sums.
-void launch_add_slabs(const BackwardChunk& chunk, DType dtype, int head_dim, cudaStream_t stream);
-/// dq of the chunk's rows from their partials; zero for rows that see no key.
-void launch_add_partials(const BackwardChunk& chunk, DType dtype, int head_dim, cudaStream_t stream);
+/// Adds the slabs of each cut unit into dk, dv or sums, and, but with turns, dq of the chunk's rows from their places;
+/// zero for rows that see no key.
+void launch_backward_sums(const BackwardChunk& chunk, DType dtype, int head_dim, int processors, cudaStream_t stream);
+/// With turns: the same of dq, from tiles of partials.
+void launch_add_tiles(const BackwardChunk& chunk, DType dtype, cudaStream_t stream);
 /// dk, dv from sums: after the last row chunk.
 void launch_round_sums(const BackwardChunk& chunk, DType dtype, int head_dim, cudaStream_t stream);
 /// Zeroes dk and dv of the keys that no sequence holds.

@@ -10,16 +10,14 @@ namespace {
 constexpr int kThreads = 256;
 static_assert(kThreads >= kMostTurns);
 
-__global__ void clear_counters_kernel(std::int32_t* counters) {
-  if (threadIdx.x < kBackwardCounters) counters[threadIdx.x] = 0;
-}
-
 /// Which item a part becomes, and which slab it gets, changes with the order in which thread blocks come; what a unit's
 /// slabs hold, and the order in which they are added, does not. A thread block takes `units`, a multiple of those of a
-/// block where they take turns: who waits for a turn is then listed after whom it waits for.
-__global__ void __launch_bounds__(kThreads) list_items_kernel(const BackwardChunk chunk, int tile_rows, int units) {
+/// block where they take turns: who waits for a turn is then listed after whom it waits for. blockIdx.y is the chunk.
+__global__ void __launch_bounds__(kThreads)
+    list_items_kernel(const __grid_constant__ BackwardRound round, int tile_rows, int units) {
   __shared__ int warp_parts[kThreads / 32];
   __shared__ int first_item;
+  const BackwardChunk chunk = round.chunk(static_cast<int>(blockIdx.y));
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * units + threadIdx.x;
   const bool valid = static_cast<int>(threadIdx.x) < units && index < chunk.units();
   int tiles = 0, parts = 0;
@@ -53,6 +51,7 @@ __global__ void __launch_bounds__(kThreads) list_items_kernel(const BackwardChun
   if (!valid) return;
   const int slab = parts > 1 ? atomicAdd(&chunk.counters[kSlabCount], parts) : -1;
   chunk.unit_slabs[index] = {slab, parts};
+  if (parts > 1) chunk.cut_units[atomicAdd(&chunk.counters[kCutUnitCount], 1)] = static_cast<std::int32_t>(index);
   BackwardItem* items = chunk.items + first_item + warp_parts[warp] + before;
   const int share = parts > 0 ? tiles / parts : 0, larger = parts > 0 ? tiles % parts : 0;
   int first = 0;
@@ -65,13 +64,13 @@ __global__ void __launch_bounds__(kThreads) list_items_kernel(const BackwardChun
 
 }  // namespace
 
-void launch_list_items(const BackwardChunk& chunk, int head_dim, cudaStream_t stream) {
-  clear_counters_kernel<<<1, 32, 0, stream>>>(chunk.counters);
-  check_cuda(cudaGetLastError(), "attend_backward: counters");
-  const int units = chunk.turns == nullptr ? kThreads : kThreads / chunk.unit_tiles * chunk.unit_tiles;
-  const std::int64_t blocks = (chunk.units() + units - 1) / units;
+void launch_list_items(const BackwardRound& round, int head_dim, cudaStream_t stream) {
+  const BackwardChunk largest = round.chunk(0);
+  const int units = largest.turns == nullptr ? kThreads : kThreads / largest.unit_tiles * largest.unit_tiles;
+  const std::int64_t blocks = (largest.units() + units - 1) / units;
   if (blocks == 0) return;
-  list_items_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(chunk, tile_rows_of(head_dim), units);
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(round.chunks));
+  list_items_kernel<<<grid, kThreads, 0, stream>>>(round, tile_rows_of(head_dim), units);
   check_cuda(cudaGetLastError(), "attend_backward: list of items");
 }
 

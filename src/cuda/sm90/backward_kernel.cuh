@@ -11,6 +11,7 @@
 // unit alone (rounded to T), so that nothing is added out of order.
 #pragma once
 
+#include "cuda/dependent_launch.h"
 #include "cuda/device/barrier.cuh"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/backward_feed.cuh"
@@ -41,6 +42,8 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
     shared.gradients_empty.init(kTurns ? 1 : 4);
     fence_barrier_init();
   }
+  wait_for_launch_before();
+  allow_launch_after();
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<kTurns ? 24 : 40>();

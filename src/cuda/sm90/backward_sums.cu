@@ -1,13 +1,12 @@
-// What surrounds the products of attend_backward: the terms of each row before them, ordered sums after them.
+// What surrounds the products of attend_backward: the terms of each row before them, and ordered sums after them where
+// tiles took turns or rows came in chunks.
 #include <algorithm>
-#include <type_traits>
 
 #include "cuda/cuda_check.h"
 #include "cuda/device/element.cuh"
 #include "cuda/device/softmax.cuh"
 #include "cuda/instances.h"
 #include "cuda/sm90/backward.h"
-#include "cuda/sm90/backward_tiles.cuh"
 #include "cuda/sm90/sequence_lookup.cuh"
 
 namespace moba::cuda {
@@ -58,17 +57,6 @@ __device__ float dot_8(uint4 a, uint4 b) {
   return sum;
 }
 
-template <class T>
-__device__ void add_8(float (&sums)[8], uint4 a) {
-  const std::uint32_t words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 x = unpack<T>(words[i]);
-    sums[2 * i] += x.x;
-    sums[2 * i + 1] += x.y;
-  }
-}
-
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads) row_terms_kernel(const TermsInput input) {
   using Lanes = RowLanes<kDim>;
@@ -91,163 +79,66 @@ __global__ void __launch_bounds__(kThreads) row_terms_kernel(const TermsInput in
   }
 }
 
-/// Where dq of a row from each slot lies, for the lane of a row: rounded, at places of the row's own, one for each unit
-/// of the slot's block.
-template <class T, int kDim>
-struct RoundedPlaces {
-  static constexpr int kAtOnce = 8;  // slots that are listed, and places that are asked for, together
-  struct Part {
-    uint4 words = {};
-    __device__ void add_to(float (&sums)[8]) const { add_8<T>(sums, words); }
-  };
-  const uint4* first;
-  int units;
+constexpr int kTileDim = 128;  // of all tiles that take turns
+static_assert(!takes_turns(kFewestTurns, 64));
 
-  __device__ RoundedPlaces(const BackwardChunk& chunk, std::int64_t index, int lane)
-      : first(static_cast<const uint4*>(chunk.partials) + index * (chunk.budget + 1) * chunk.unit_tiles * (kDim / 8) +
-              lane),
-        units(chunk.unit_tiles) {}
-  __device__ void load(Part& part, int slot, int unit) const {
-    part.words = __ldcs(first + static_cast<std::int64_t>(slot * units + unit) * (kDim / 8));
+/// A lane's part of a row of an fp32 tile to which the units of a block added. Threads that multiply hold columns in
+/// fours: a lane has columns [4 * (lane % 2), …) of the first and of the second half of 16 columns.
+struct TilePart {
+  float4 low = {}, high = {};
+  __device__ void load(const BackwardChunk& chunk, std::uint32_t row, int lane) {
+    const float4* from = static_cast<const float4*>(chunk.partials) +
+                         static_cast<std::uint64_t>(row) * (kTileDim / 4) + (2 * lane ^ (row & 1) * 4);
+    low = __ldcs(from);
+    high = __ldcs(from + 1);
   }
-  static __device__ void store(const RowsOf& tensor, std::int64_t token, std::int64_t head, int lane,
-                               const float (&sums)[8]) {
-    store_16<T>(tensor, token, head, lane, sums);
+  __device__ void add_to(float (&sums)[8]) const {
+    sums[0] += low.x, sums[1] += low.y, sums[2] += low.z, sums[3] += low.w;
+    sums[4] += high.x, sums[5] += high.y, sums[6] += high.z, sums[7] += high.w;
   }
 };
 
-/// The same in the fp32 tiles that the units of a block added to. A row has its columns in fours, as threads that
-/// multiply hold them: a lane has columns [4 * (lane % 2), …) of the first and of the second half of 16 columns.
-template <class T, int kDim>
-struct TilePlaces {
-  static constexpr int kAtOnce = 4;
-  struct Part {
-    float4 low = {}, high = {};
-    __device__ void add_to(float (&sums)[8]) const {
-      sums[0] += low.x, sums[1] += low.y, sums[2] += low.z, sums[3] += low.w;
-      sums[4] += high.x, sums[5] += high.y, sums[6] += high.z, sums[7] += high.w;
-    }
-  };
-  const float4* tiles;
-  const std::uint32_t* rows;
-  int lane;
-  static constexpr int units = 1;
-
-  __device__ TilePlaces(const BackwardChunk& chunk, std::int64_t index, int lane_of_row)
-      : tiles(static_cast<const float4*>(chunk.partials)),
-        rows(chunk.tile_rows + index * (chunk.budget + 1)),
-        lane(lane_of_row) {}
-  __device__ void load(Part& part, int slot, int) const {
-    const std::uint32_t row = rows[slot];
-    const float4* from = tiles + static_cast<std::uint64_t>(row) * (kDim / 4) + (2 * lane ^ (row & 1) * 4);
-    part.low = __ldcs(from);
-    part.high = __ldcs(from + 1);
-  }
-  static __device__ void store(const RowsOf& tensor, std::int64_t token, std::int64_t head, int lane,
-                               const float (&sums)[8]) {
-    T* to = static_cast<T*>(tensor.data) + token * tensor.token_stride + head * tensor.head_stride + lane / 2 * 16 +
-            lane % 2 * 4;
-    *reinterpret_cast<uint2*>(to) = {pack<T>(sums[0], sums[1]), pack<T>(sums[4], sums[5])};
-    *reinterpret_cast<uint2*>(to + 8) = {pack<T>(sums[2], sums[3]), pack<T>(sums[6], sums[7])};
-  }
-};
-
-template <class T, int kDim, class Places>
-__global__ void __launch_bounds__(kThreads) add_partials_kernel(const BackwardChunk chunk) {
-  using Lanes = RowLanes<kDim>;
-  using Part = typename Places::Part;
+template <class T>
+__global__ void __launch_bounds__(kThreads) add_tiles_kernel(const BackwardChunk chunk) {
+  using Lanes = RowLanes<kTileDim>;
   const int lane = Lanes::lane();
   const std::uint32_t heads = static_cast<std::uint32_t>(chunk.kv_heads * chunk.group);
   RowLookup lookup{chunk.sequences, chunk.sequence_count, chunk.block_size};
   for (std::int64_t index = Lanes::first_row(); index < chunk.rows * heads; index += Lanes::step()) {
-    const std::uint32_t of_chunk = static_cast<std::uint32_t>(index) / heads;  // places are counted in 32 bits
+    const std::uint32_t of_chunk = static_cast<std::uint32_t>(index) / heads;  // counted in 32 bits
     const std::int64_t row = chunk.first_row + of_chunk;
     const std::int64_t head =
         std::int64_t{chunk.first_kv_head} * chunk.group + (index - std::int64_t{of_chunk} * heads);
     const int own = static_cast<int>(lookup.own_block(row));
-    const std::int64_t position = row + lookup.shift;
     float sums[8] = {};
-    if (position >= 0) {
-      const Places places(chunk, index, lane);
+    if (row + lookup.shift >= 0) {
+      const std::uint32_t* tile_rows = chunk.tile_rows + index * (chunk.budget + 1);
       const std::int32_t* list = chunk.blocks + row * chunk.blocks_row_stride +
                                  head * chunk.selection_heads / chunk.heads * chunk.blocks_head_stride;
+      constexpr int kAtOnce = 4;
       int previous = -1;  // the rule of for_each_listed_block() in src/sequences.h
-      for (int first = 0; first < chunk.budget; first += Places::kAtOnce) {
-        int blocks[Places::kAtOnce];
+      for (int first = 0; first < chunk.budget; first += kAtOnce) {
+        int blocks[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < Places::kAtOnce; ++i) blocks[i] = first + i < chunk.budget ? list[first + i] : -1;
-        std::uint32_t listed = 0;
+        for (int i = 0; i < kAtOnce; ++i) blocks[i] = first + i < chunk.budget ? list[first + i] : -1;
+        TilePart parts[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < Places::kAtOnce; ++i) {
+        for (int i = 0; i < kAtOnce; ++i) {
           if (blocks[i] <= previous || blocks[i] >= own) continue;
-          listed |= 1u << i;
           previous = blocks[i];
+          parts[i].load(chunk, tile_rows[first + i], lane);
         }
-        // The places of these slots, one after the other.
-        for (int slot = 0, unit = 0; listed >> slot != 0;) {
-          Part parts[Places::kAtOnce];
 #pragma unroll
-          for (int i = 0; i < Places::kAtOnce; ++i) {
-            if (listed >> slot & 1u) places.load(parts[i], first + slot, unit);
-            if (++unit == places.units) unit = 0, ++slot;
-          }
-#pragma unroll
-          for (int i = 0; i < Places::kAtOnce; ++i) parts[i].add_to(sums);
-        }
+        for (int i = 0; i < kAtOnce; ++i) parts[i].add_to(sums);
       }
-      const int own_units =
-          places.units == 1 ? 1 : static_cast<int>((position - own * chunk.block_size) / kUnitKeys) + 1;
-      for (int unit = 0; unit < own_units; unit += 4) {
-        Part parts[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (unit + i < own_units) places.load(parts[i], chunk.budget, unit + i);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) parts[i].add_to(sums);
-      }
+      TilePart part;
+      part.load(chunk, tile_rows[chunk.budget], lane);
+      part.add_to(sums);
     }
-    Places::store(chunk.dq, row, head, lane, sums);
-  }
-}
-
-/// One thread block a unit; those that are whole have nothing to add.
-template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads) add_slabs_kernel(const BackwardChunk chunk) {
-  const UnitSlabs slabs = chunk.unit_slabs[blockIdx.x];
-  if (slabs.parts < 2) return;
-  const Unit unit(chunk, blockIdx.x, tile_rows_of(kDim));
-  constexpr int kLanes = kDim / 8;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  for (int index = static_cast<int>(threadIdx.x) / kLanes; index < 2 * kUnitKeys; index += kThreads / kLanes) {
-    const int key = index % kUnitKeys, of = index / kUnitKeys;  // of: 0 dk, 1 dv
-    if (key >= unit.keys) continue;
-    float* total = chunk.sums == nullptr
-                       ? nullptr
-                       : chunk.sums +
-                             ((static_cast<std::int64_t>(of) * chunk.kv_heads + unit.kv_head - chunk.first_kv_head) *
-                                  chunk.total_keys +
-                              unit.first_key + key) *
-                                 kDim +
-                             lane * 8;
-    float sums[8] = {};
-    if (total != nullptr) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) sums[i] = total[i];
-    }
-    const float* slab =
-        chunk.slabs + ((static_cast<std::int64_t>(slabs.first) * 2 + of) * kUnitKeys + key) * kDim + lane * 8;
-    for (int part = 0; part < slabs.parts; ++part, slab += 2 * kUnitKeys * kDim) {
-      const float4 low = reinterpret_cast<const float4*>(slab)[0], high = reinterpret_cast<const float4*>(slab)[1];
-      sums[0] += low.x, sums[1] += low.y, sums[2] += low.z, sums[3] += low.w;
-      sums[4] += high.x, sums[5] += high.y, sums[6] += high.z, sums[7] += high.w;
-    }
-    if (total != nullptr) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) total[i] = sums[i];
-    } else {
-      store_16<T>(of == 0 ? chunk.dk : chunk.dv, unit.first_key + key, unit.kv_head, lane, sums);
-    }
+    T* to = static_cast<T*>(chunk.dq.data) + row * chunk.dq.token_stride + head * chunk.dq.head_stride +
+            lane / 2 * 16 + lane % 2 * 4;
+    *reinterpret_cast<uint2*>(to) = {pack<T>(sums[0], sums[1]), pack<T>(sums[4], sums[5])};
+    *reinterpret_cast<uint2*>(to + 8) = {pack<T>(sums[2], sums[3]), pack<T>(sums[6], sums[7])};
   }
 }
 
@@ -300,23 +191,12 @@ void launch_row_terms(const TermsInput& input, DType dtype, int head_dim, cudaSt
   });
 }
 
-void launch_add_partials(const BackwardChunk& chunk, DType dtype, int head_dim, cudaStream_t stream) {
-  dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
-    const std::int64_t rows = chunk.rows * chunk.kv_heads * chunk.group;
-    if (rows == 0) return;
-    const auto kernel = chunk.turns == nullptr ? add_partials_kernel<T, kDim, RoundedPlaces<T, kDim>>
-                                               : add_partials_kernel<T, kDim, TilePlaces<T, kDim>>;
-    kernel<<<blocks_for(rows, RowLanes<kDim>::kRowsOfBlock), kThreads, 0, stream>>>(chunk);
-    check_cuda(cudaGetLastError(), "attend_backward: sum of dq");
-  });
-}
-
-void launch_add_slabs(const BackwardChunk& chunk, DType dtype, int head_dim, cudaStream_t stream) {
-  dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
-    if (chunk.units() == 0) return;
-    add_slabs_kernel<T, kDim><<<static_cast<unsigned>(chunk.units()), kThreads, 0, stream>>>(chunk);
-    check_cuda(cudaGetLastError(), "attend_backward: sum of parts");
-  });
+void launch_add_tiles(const BackwardChunk& chunk, DType dtype, cudaStream_t stream) {
+  const std::int64_t rows = chunk.rows * chunk.kv_heads * chunk.group;
+  if (rows == 0) return;
+  const auto kernel = dtype == DType::kBFloat16 ? add_tiles_kernel<__nv_bfloat16> : add_tiles_kernel<__half>;
+  kernel<<<blocks_for(rows, RowLanes<kTileDim>::kRowsOfBlock), kThreads, 0, stream>>>(chunk);
+  check_cuda(cudaGetLastError(), "attend_backward: sum of dq");
 }
 
 void launch_round_sums(const BackwardChunk& chunk, DType dtype, int head_dim, cudaStream_t stream) {
