@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/device/softmax.cuh"
 #include "cuda/sm90/entry.cuh"
@@ -54,7 +55,7 @@ class BestFew {
     std::uint32_t mask[2];
     passing<kColumns>(scores, threshold_, tile, mask);
     sweep<kColumns>(
-        scores, mask, stage_, tile.first, [](const int(&)[2]) {},
+        scores, mask, stage_, tile.first, [](const int(&)[2]) { return std::true_type(); },
         [&](const float(&score)[2], const std::int32_t(&column)[2]) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {

@@ -120,9 +120,10 @@ __device__ __forceinline__ void best_maxima(const float (&scores)[kColumns / 2],
   }
 }
 
-/// Calls begin(counts of the lane's passing scores of both rows) for 64 columns at a time where some lane has one,
-/// then, as long as a lane has one left, take(scores, columns) with the next of each row, -inf where none is left;
-/// columns ascend. All lanes together. `stage`: shared address of the lane's first 16 bytes of its warp's stage.
+/// For 64 columns at a time where some lane has a passing score: calls begin(counts of the lane's passing scores of both
+/// rows), then, as long as a lane has one left, take(score, column) with the next of each row, -inf where none is left;
+/// columns ascend. All lanes together. Where begin() returns false, what all lanes know, two at a time are found side by
+/// side, for latency, and calls come in pairs. `stage`: shared address of the lane's first 16 bytes of its warp's stage.
 template <int kColumns, class Begin, class Take>
 __device__ __forceinline__ void sweep(const float (&scores)[kColumns / 2], const std::uint32_t (&mask)[2],
                                       std::uint32_t stage, std::int32_t first_column, Begin&& begin, Take&& take) {
@@ -131,12 +132,15 @@ __device__ __forceinline__ void sweep(const float (&scores)[kColumns / 2], const
 #pragma unroll 1
   for (int part = 0; part < kParts; ++part) {
     std::uint32_t left[2];
+    int counts[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       left[i] = mask[i];
       if constexpr (kParts == 2) left[i] = part == 0 ? mask[i] >> kStagedPositions : mask[i] & 0xffffu;
+      counts[i] = __popc(left[i]);
     }
-    if (!__any_sync(kAllLanes, (left[0] | left[1]) != 0)) continue;
+    int rounds = __reduce_max_sync(kAllLanes, max(counts[0], counts[1]));
+    if (rounds == 0) continue;
     const auto put = [&](int from) {
 #pragma unroll
       for (int j = 0; j < kStagedPositions / 2; ++j) {
@@ -151,10 +155,7 @@ __device__ __forceinline__ void sweep(const float (&scores)[kColumns / 2], const
     } else {
       put(score_of(kColumns / 4 - kStagedPositions, 0));
     }
-    begin({__popc(left[0]), __popc(left[1])});
-    do {
-      float score[2];
-      std::int32_t column[2];
+    const auto find_next = [&](float(&score)[2], std::int32_t(&column)[2]) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         // The highest bit is the lowest column: bit b is position 15 - b. No bit at all gives b = -1.
@@ -174,8 +175,27 @@ __device__ __forceinline__ void sweep(const float (&scores)[kColumns / 2], const
             : "memory");
         left[i] &= ~(1u << (bit & 31));
       }
-      take(score, column);
-    } while (__any_sync(kAllLanes, (left[0] | left[1]) != 0));
+    };
+    const auto one_at_a_time = begin(counts);
+    if (one_at_a_time) {
+#pragma unroll 1
+      do {
+        float score[2];
+        std::int32_t column[2];
+        find_next(score, column);
+        take(score, column);
+      } while (--rounds > 0);
+    } else {
+#pragma unroll 1
+      do {
+        float score[2][2];
+        std::int32_t column[2][2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) find_next(score[e], column[e]);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) take(score[e], column[e]);
+      } while ((rounds -= 2) > 0);
+    }
   }
 }
 

@@ -79,7 +79,7 @@ class ScoreQueues {
           for (int i = 0; i < 2; ++i) {
             full |= end_[i] - begin_[i] + static_cast<std::uint32_t>(counts[i]) * kEntryStride > limit_ + kEntryStride;
           }
-          crowded = __any_sync(kAllLanes, full);
+          return crowded = __any_sync(kAllLanes, full);
         },
         [&](const float(&score)[2], const std::int32_t(&column)[2]) {
           if (crowded && __any_sync(kAllLanes, end_[0] - begin_[0] > limit_ || end_[1] - begin_[1] > limit_))
