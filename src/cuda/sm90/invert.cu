@@ -230,6 +230,7 @@ __global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
   const std::uint32_t budget = static_cast<std::uint32_t>(problem.budget);
   const SortTables tables(shared, bins, batch_rows * static_cast<std::int32_t>(budget));
   const std::int64_t first_bin = task.list * problem.block_rows;
+  const EntryOutput output{entries, pairs, pair_stride, problem.first_row};
   // Within one list 32 bits count all entries: see kMaxSliceRows.
   const std::int64_t base = offsets[first_bin];
   const int warp = threadIdx.x / 32;
@@ -299,12 +300,7 @@ __global__ void __launch_bounds__(kThreads, kListed == 2 ? 4 : 3)
       const std::uint32_t word = tables.sorted[i];
       const std::int64_t to = base + (tables.shift[word >> kBinShift] + i);
       const std::uint32_t entry = first + (word & ((1u << kBinShift) - 1u));
-      if (entries != nullptr) {
-        entries[to] = entry;
-      } else {
-        pairs[to * pair_stride] = static_cast<std::int32_t>(problem.first_row + (entry >> kSlotBits));
-        pairs[to * pair_stride + 1] = static_cast<std::int32_t>(entry & ((1u << kSlotBits) - 1u));
-      }
+      output.put(to, entry);
     }
   }
 }

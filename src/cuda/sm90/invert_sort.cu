@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   std::uint32_t* const place = counters + Sort::kCounterWords;  // [bins]: of the next entry, from the list's first
   std::uint32_t* const words = place + bins;                    // [kWarps * warp_rows * budget]
   const std::int64_t first_bin = task.list * problem.block_rows;
+  const EntryOutput output{entries, pairs, pair_stride, problem.first_row};
   // Within one list 32 bits count all entries: see kMaxSliceRows.
   const std::int64_t base = offsets[first_bin];
   for (int bin = threadIdx.x; bin < bins; bin += kThreads) {
@@ -78,12 +79,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const std::uint32_t word = words[i];
       const std::int64_t to = base + (place[word >> kBinShift] + i);
       const std::uint32_t entry = first + (word & ((1u << kBinShift) - 1u));
-      if (entries != nullptr) {
-        entries[to] = entry;
-      } else {
-        pairs[to * pair_stride] = static_cast<std::int32_t>(problem.first_row + (entry >> kSlotBits));
-        pairs[to * pair_stride + 1] = static_cast<std::int32_t>(entry & ((1u << kSlotBits) - 1u));
-      }
+      output.put(to, entry);
     }
     if (batch + batch_rows >= task_rows) break;
     __syncthreads();

@@ -54,6 +54,23 @@ __device__ void list_items(const ItemsProblem& problem, std::int64_t bins, std::
   }
 }
 
+/// Where the scatter puts entries: words, or pairs {row, slot} of whole calls where `words` is null.
+struct EntryOutput {
+  std::uint32_t* words;
+  std::int32_t* pairs;
+  std::int64_t pair_stride;
+  std::int64_t first_row;  // of the slice
+
+  __device__ __forceinline__ void put(std::int64_t to, std::uint32_t entry) const {
+    if (words != nullptr) {
+      words[to] = entry;
+    } else {
+      pairs[to * pair_stride] = static_cast<std::int32_t>(first_row + (entry >> kSlotBits));
+      pairs[to * pair_stride + 1] = static_cast<std::int32_t>(entry & ((1u << kSlotBits) - 1u));
+    }
+  }
+};
+
 inline dim3 walk_grid(const InvertProblem& problem, std::int64_t window) {
   return dim3(static_cast<unsigned>(problem.lists * problem.segments),
               static_cast<unsigned>((problem.block_rows + window - 1) / window));
