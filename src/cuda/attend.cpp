@@ -75,11 +75,12 @@ void attend(Context& context, const AttendArgs& args) {
       groups.heads_per_list * (dim * size_of(args.q.dtype) + static_cast<std::int64_t>(sizeof(float)));
   const std::int64_t item_rows =
       item_rows_for({0, rows, 0, lists}, budget, args.selection.block_size, groups, multiprocessors());
-  const Slice largest = largest_slice(rows, lists, budget, map.block_rows(), item_rows, pair_bytes, kOwnRows,
+  const Slice largest = largest_slice(rows, lists, budget, map.block_rows(), item_rows, pair_bytes, kOwnUnitRows,
                                       context.workspace_limit() - map_bytes);
   const std::int64_t pairs = largest.rows * largest.lists * groups.heads_per_list * budget;
   const Scratch<std::uint16_t> partial_out(context, pairs * dim, "partial results");
-  const Scratch<float> partial_lse(context, pairs + 1, "log-sum-exp of partial results");  // and a counter
+  // And two counters of units, and what is read beyond its end.
+  const Scratch<float> partial_lse(context, pairs + 2 + 3, "log-sum-exp of partial results");
   BlockInverse inverse(context, map, args.selection, largest, item_rows);
 
   HistoryArgs history;
@@ -121,13 +122,17 @@ void attend(Context& context, const AttendArgs& args) {
       partials.first_head = static_cast<std::int32_t>(first_list) * groups.heads_per_list;
       partials.heads = static_cast<std::int32_t>(slice.lists) * groups.heads_per_list;
       partials.budget = static_cast<std::int32_t>(budget);
-      if (budget > 0 && map.block_rows() > 0) {
-        const auto slots = static_cast<std::size_t>(slice.rows * partials.heads * budget);
-        // The counter of units begins at -1, which is what marks a slot without a block too. Before the kernels: what
-        // is between two of them keeps the second from being launched early.
-        check_cuda(cudaMemsetAsync(partials.lse, 0xff, (slots + 1) * sizeof(float), stream), "cudaMemsetAsync");
-        inverse.build(slice);
+      // The counters of units begin at -1, which is what marks a slot without a block too. Before the kernels: what is
+      // between two of them keeps the second from being launched early.
+      const auto begin_slots = [&](std::int64_t slots) {
+        const auto bytes = static_cast<std::size_t>(slots + 2) * sizeof(float);
+        check_cuda(cudaMemsetAsync(partials.lse, 0xff, bytes, stream), "cudaMemsetAsync");
         history.units_taken = reinterpret_cast<std::int32_t*>(partials.lse + slots);
+        own.units_taken = history.units_taken + 1;
+      };
+      if (budget > 0 && map.block_rows() > 0) {
+        begin_slots(slice.rows * partials.heads * budget);
+        inverse.build(slice);
         history.items = inverse.items();
         history.item_count = inverse.item_count();
         history.entries = inverse.entries();
@@ -137,6 +142,7 @@ void attend(Context& context, const AttendArgs& args) {
                               inverse.max_items() * groups.units_per_list);
       } else {
         partials.budget = 0;
+        begin_slots(0);
       }
       own.first_row = first_row, own.rows = slice.rows;
       own.partials = partials;

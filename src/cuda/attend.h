@@ -19,9 +19,11 @@ struct HeadGroups {
   std::int32_t heads_per_kv = 1;    // H / HK
 };
 
-/// Partial results of a slice: out [heads, rows, budget, D] in the dtype of q, lse float32 [heads, rows, budget], where
-/// heads are the query heads of the slice's lists: work goes head by head, so that what it writes lies together. The
-/// lse of a slot without a block has all bits set. At most 2^32 - 1 slots, more than any Hopper GPU has room for.
+/// Partial results of a slice: out [heads, budget, rows, D] in the dtype of q, lse float32 [heads, budget, rows], where
+/// heads are the query heads of the slice's lists: work goes head by head, so that what it writes lies together, and
+/// neighbouring rows are merged together, slot by slot. The lse of a slot without a block has all bits set; up to three
+/// floats before and behind what is asked for are read too. At most 2^32 - 1 slots, more than any Hopper GPU has room
+/// for.
 /// Columns lie in the order of the accumulators of wgmma.cuh, so that no lane exchanges any: of each 32 columns, lane l
 /// of a quad has the eight from 8 * l on, and they are the columns 8 * j + 2 * l + c with 2 * j + c counting up.
 struct Partials {
@@ -31,9 +33,9 @@ struct Partials {
   std::int32_t first_head = 0, heads = 0;
   std::int32_t budget = 0;
 
-  /// Slot 0 of a row (counted from first_row) and a query head.
-  constexpr std::int64_t place(std::int64_t row, std::int32_t head) const {
-    return ((head - first_head) * rows + row) * budget;
+  /// A slot of a row (counted from first_row) and a query head.
+  constexpr std::int64_t place(std::int64_t row, std::int32_t head, std::int32_t slot) const {
+    return (static_cast<std::int64_t>(head - first_head) * budget + slot) * rows + row;
   }
 };
 
@@ -61,6 +63,8 @@ void launch_attend_history(cudaStream_t stream, DType dtype, std::int64_t head_d
 
 /// Query rows and key rows in the boxes of the maps of q, k and v for the own blocks.
 inline constexpr int kOwnRows = 64;
+/// Rows that are worked on together: where a slice begins at a multiple of them, its results do not depend on that.
+inline constexpr int kOwnUnitRows = 2 * kOwnRows;
 
 struct OwnArgs {
   const void* q = nullptr;  // [Tq, H, D]
@@ -78,7 +82,8 @@ struct OwnArgs {
   std::int64_t first_row = 0, rows = 0;  // of the slice
   std::int64_t block_size = 0;
   std::int32_t heads_per_kv = 1;
-  Partials partials;  // budget 0: nothing to merge
+  std::int32_t* units_taken = nullptr;  // beyond those that thread blocks begin with; -1 at launch
+  Partials partials;                    // budget 0: nothing to merge
   float softmax_scale = 0.0f;
 };
 

@@ -1,7 +1,10 @@
-// Times the stages of the forward pass on made-up choices: attend_bench [name of a row]…. Medians of CUDA events.
+// Times the stages of the forward pass on made-up choices: attend_bench [name of a row]…. Medians of CUDA events, and
+// sums of the results' bits, which tell whether two builds agree. Refuses results that change from run to run.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <stdexcept>
+#include <string>
 
 #include "cuda/attend.h"
 #include "cuda/cuda_check.h"
@@ -14,7 +17,19 @@
 namespace moba::test {
 namespace {
 
-constexpr int kRuns = 7;
+constexpr int kRuns = 7, kRepeats = 50;
+
+/// Error unless every run has the bits of the first. They are returned.
+unsigned must_repeat(DeviceContext& context, const AttendArgs& args, const Memory& out, const Memory& lse) {
+  unsigned first = 0;
+  for (int run = 0; run < kRepeats; ++run) {
+    cuda::attend(context, args);
+    const unsigned bits = bits_of(out) * 31 + bits_of(lse);
+    if (run == 0) first = bits;
+    if (bits != first) throw std::runtime_error("run " + std::to_string(run) + " has other bits than the first");
+  }
+  return first;
+}
 
 void time_row(const BenchRow& row) {
   DeviceContext context(std::int64_t{12} << 30);
@@ -43,6 +58,7 @@ void time_row(const BenchRow& row) {
   args.result = {TensorView(out.get(), row.dtype, {n, h, d}, gpu()),
                  TensorView(lse.get(), DType::kFloat32, {h, n}, gpu())};
 
+  const unsigned bits = must_repeat(context, args, out, lse);
   heat(stream, [&] { cuda::attend(context, args); });
   const float whole = median_ms(stream, kRuns, [&] { cuda::attend(context, args); });
 
@@ -52,7 +68,7 @@ void time_row(const BenchRow& row) {
   const cuda::BlockMap map(context, args.batch, n, n, row.block_size);
   const std::int64_t item_rows = cuda::item_rows_for(slice, budget, row.block_size, groups, cuda::multiprocessors());
   cuda::BlockInverse inverse(context, map, args.selection, slice, item_rows);
-  const Memory partial_out(n * h * budget * d * 2), partial_lse(n * h * budget * 4 + 4);  // and the counter of units
+  const Memory partial_out(n * h * budget * d * 2), partial_lse(n * h * budget * 4 + 20);  // see attend()
   cuda::HistoryArgs history;
   history.q = q.get();
   history.q_row_stride = h * d, history.q_head_stride = d;
@@ -84,7 +100,11 @@ void time_row(const BenchRow& row) {
   const CUtensorMap q_own = cuda::tensor_map("q", args.q, cuda::kOwnRows);
   const CUtensorMap k_own = cuda::tensor_map("k", args.k, cuda::kOwnRows);
   const CUtensorMap v_own = cuda::tensor_map("v", args.v, cuda::kOwnRows);
-  const auto own_pass = [&] { cuda::launch_attend_own(stream, row.dtype, d, own, q_own, k_own, v_own); };
+  own.units_taken = history.units_taken + 1;
+  const auto own_pass = [&] {
+    must(cudaMemsetAsync(own.units_taken, 0xff, sizeof(std::int32_t), stream), "cudaMemsetAsync");
+    cuda::launch_attend_own(stream, row.dtype, d, own, q_own, k_own, v_own);
+  };
   const float own_ms = median_ms(stream, kRuns, own_pass);
   own.partials.budget = 0;
   const float own_alone_ms = median_ms(stream, kRuns, own_pass);
@@ -101,10 +121,10 @@ void time_row(const BenchRow& row) {
   const double history_floor = floor_ms(flops, history_bytes), own_floor = floor_ms(own_flops, own_bytes);
   std::printf(
       "%-21s whole %7.3f | invert %6.3f | history %7.3f %4.0f TF %4.0f GB/s x%.2f | own %6.3f (alone %6.3f) %4.0f "
-      "TF %4.0f GB/s x%.2f | x%.2f\n",
+      "TF %4.0f GB/s x%.2f | x%.2f | %08x\n",
       row.name, whole, invert_ms, history_ms, flops / history_ms * 1e-9, history_bytes / history_ms * 1e-6,
       history_ms / history_floor, own_ms, own_alone_ms, own_flops / own_alone_ms * 1e-9, own_bytes / own_ms * 1e-6,
-      own_ms / own_floor, whole / (history_floor + own_floor));
+      own_ms / own_floor, whole / (history_floor + own_floor), bits);
   std::fflush(stdout);
 }
 

@@ -132,6 +132,26 @@ class Memory {
   void* data_ = nullptr;
 };
 
+inline __global__ void sum_bits_kernel(const std::uint16_t* data, std::int64_t count, unsigned long long* sum) {
+  unsigned long long mine = 0;
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
+       i += gridDim.x * std::int64_t{blockDim.x}) {
+    mine += static_cast<unsigned long long>(mix(static_cast<std::uint64_t>(i) * 65536 + data[i]));
+  }
+  atomicAdd(sum, mine);
+}
+
+/// A sum of a tensor's bits, which tells whether two builds agree.
+inline unsigned bits_of(const Memory& memory) {
+  unsigned long long *sum = nullptr, host = 0;
+  must(cudaMalloc(&sum, 8), "cudaMalloc");
+  must(cudaMemset(sum, 0, 8), "cudaMemset");
+  sum_bits_kernel<<<1024, 256>>>(static_cast<const std::uint16_t*>(memory.get()), memory.bytes() / 2, sum);
+  must(cudaMemcpy(&host, sum, 8, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  cudaFree(sum);
+  return static_cast<unsigned>(host ^ host >> 32);
+}
+
 inline void fill_normal(cudaStream_t stream, const Memory& memory, DType dtype, std::uint64_t seed) {
   const std::int64_t count = memory.bytes() / 2;
   if (dtype == DType::kBFloat16) {

@@ -71,6 +71,11 @@ __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/// The same for device memory that ordinary stores wrote and the copy engine reads, by the reader.
+__device__ __forceinline__ void fence_async_proxy_global() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 /// Waits until `threads` threads (a multiple of 32) of the block are here. Id 0 is __syncthreads().
 __device__ __forceinline__ void named_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -99,6 +104,14 @@ struct RingPlace {
   __device__ __forceinline__ void advance() {
     if (++stage == kStages) {
       stage = 0;
+      parity ^= 1u;
+    }
+  }
+  /// By count <= kStages.
+  __device__ __forceinline__ void advance(int count) {
+    stage += count;
+    if (stage >= kStages) {
+      stage -= kStages;
       parity ^= 1u;
     }
   }

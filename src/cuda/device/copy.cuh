@@ -66,6 +66,18 @@ __device__ __forceinline__ void load_bulk(void* shared, const void* global, std:
                : "memory");
 }
 
+/// The same for what is read only once: it shall not take the place of other data in L2.
+__device__ __forceinline__ void load_bulk_once(void* shared, const void* global, std::uint32_t bytes,
+                                               Barrier* barrier) {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(shared)),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(&barrier->bits)), "l"(policy)
+      : "memory");
+}
+
 /// The same as store_bulk(), added to the fp32 numbers that are there.
 __device__ __forceinline__ void add_bulk(float* global, std::uint32_t shared, std::uint32_t bytes) {
   asm volatile(

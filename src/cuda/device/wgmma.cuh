@@ -145,6 +145,22 @@ __device__ __forceinline__ void wgmma_tiles(float (&d)[kN / 2], const std::uint3
   }
 }
 
+/// Four matrices of 8 x 8 elements from shared memory, a row of 16 bytes at each lane's address: with rows l % 16 and
+/// the chunk of columns l / 16 of lane l, the register operand of one step for the 16 rows of a warp.
+__device__ __forceinline__ void load_matrices(std::uint32_t* a, std::uint32_t shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(shared)
+               : "memory");
+}
+
+/// The way back: four words of pack_rows(), of 16 columns, to rows and chunks at the lanes' addresses.
+__device__ __forceinline__ void store_matrices(std::uint32_t shared, const std::uint32_t* a) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(a[0]), "r"(a[1]),
+               "r"(a[2]), "r"(a[3])
+               : "memory");
+}
+
 /// An accumulator [64, N], rounded to T, as the register operand A [64, N] of the next product.
 template <class T, int kN>
 __device__ __forceinline__ void pack_rows(std::uint32_t (&a)[kN / 4], const float (&d)[kN / 2]) {

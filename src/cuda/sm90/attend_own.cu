@@ -1,9 +1,9 @@
 // Causal attention inside each row's own block, and the merge with the row's partial results.
 //
-// One warpgroup takes 64 consecutive rows of a sequence and one head. Several thread blocks share a multiprocessor, so
-// that the copies, products, exponentials and merges of some hide behind those of others.
-#include <cfloat>
-
+// A unit of work is 128 consecutive rows of a sequence and one head: two warpgroups multiply and merge, 64 rows each,
+// and share keys and values. Persistent thread blocks take unit after unit; own_feed.cuh says what brings them their
+// operands. Within a unit the product S = Q K^T of the next tile of keys and the scaling of O, and O += P V of this tile
+// and the exponentials of the next run side by side.
 #include "cuda/attend.h"
 #include "cuda/cuda_check.h"
 #include "cuda/dependent_launch.h"
@@ -12,341 +12,292 @@
 #include "cuda/device/softmax.cuh"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/instances.h"
-#include "cuda/sm90/sequence_lookup.cuh"
+#include "cuda/sm90/own_feed.cuh"
+#include "cuda/sm90/own_merge.cuh"
+#include "cuda/sm90/own_spoiled.cuh"
 
 namespace moba::cuda {
 namespace {
 
-constexpr int kRows = kOwnRows;
-constexpr int kKeys = kOwnRows;
-constexpr int kThreads = 128;
-constexpr int kBlocksPerMultiprocessor = 4;
+using namespace own;
 
-template <class T, int kDim>
-struct OwnStorage {
-  alignas(1024) T q[kRows * kDim];
-  alignas(1024) T k[kKeys * kDim];
-  alignas(1024) T v[kKeys * kDim];
-  Barrier q_full, k_full, v_full;
-};
-
-/// Consecutive rows of one sequence. Tile i of sequence s has the index (rows of the slice before it) / 64 + s + i, so
-/// that no two sequences share one and the grid is known from shapes: rows / 64 + sequences.
-struct RowTile {
-  std::int64_t row;       // packed, the first
-  std::int32_t rows = 0;  // 0: there is no such tile
-  std::int64_t k_begin;   // packed, of the sequence
-  std::int64_t position;  // of the first row among the keys; may be negative
-
-  __device__ __forceinline__ RowTile(const OwnArgs& args, std::int64_t index) {
-    // The part of sequence s in the slice.
-    const auto begin_of = [&](std::int64_t s) {
-      const std::int64_t begin = args.sequences[s].q_begin;
-      return min(max(begin, args.first_row), args.first_row + args.rows);
-    };
-    std::int64_t low = 0, high = args.sequence_count;  // the first sequence whose tiles begin after `index`
-    while (low < high) {
-      const std::int64_t middle = low + (high - low) / 2;
-      if ((begin_of(middle) - args.first_row) / kRows + middle <= index) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    const std::int64_t s = low - 1;  // sequence 0 begins at index 0 or later; before it there is no tile
-    if (s < 0) return;
-    const SequenceSpan span = args.sequences[s];
-    const std::int64_t begin = begin_of(s), tile = index - ((begin - args.first_row) / kRows + s);
-    const std::int64_t end = min(span.q_begin + span.q_length, args.first_row + args.rows);
-    row = begin + tile * kRows;
-    if (row >= end) return;
-    rows = static_cast<std::int32_t>(min(end - row, static_cast<std::int64_t>(kRows)));
-    k_begin = span.k_begin;
-    position = row - span.q_begin + span.k_length - span.q_length;
-  }
-};
-
-/// The row's own keys, counted from the tile's first key: [low, high).
-struct OwnKeys {
-  std::int32_t low, high;
-};
-
-/// Where a row's result became NaN or infinite, a value of a masked key may be the cause (0 * NaN): its own keys are
-/// attended once more, one at a time. Rows of the warp one after the other, all lanes on each.
-template <class T, int kDim>
-__device__ __noinline__ void attend_row_alone(const OwnArgs& args, const T* q, const T* k, const T* v,
-                                              std::int32_t keys, float* result, float* lse) {
-  constexpr int kShare = kDim / 32;
-  const int lane = threadIdx.x % 32;
-  float maximum = minus_infinity(), sum = 0.0f, o[kShare] = {};
-  for (std::int32_t key = 0; key < keys; ++key) {
-    float score = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kShare; ++i) {
-      score += to_float(q[lane + 32 * i]) * to_float(k[key * args.k_row_stride + lane + 32 * i]);
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) score += __shfl_xor_sync(0xffffffffu, score, step);
-    score *= args.softmax_scale;
-    const float high = fmaxf(maximum, score), offset = high == minus_infinity() ? 0.0f : high;
-    const float shrink = expf(maximum - offset), weight = expf(score - offset);
-    maximum = high;
-    sum = sum * shrink + weight;
-#pragma unroll
-    for (int i = 0; i < kShare; ++i) {
-      o[i] = o[i] * shrink + weight * to_float(v[key * args.v_row_stride + lane + 32 * i]);
-    }
-  }
-  const bool empty = maximum == minus_infinity() && sum == 0.0f;
-#pragma unroll
-  for (int i = 0; i < kShare; ++i) result[lane + 32 * i] = empty ? 0.0f : o[i] / sum;
-  *lse = empty ? minus_infinity() : maximum + logf(sum);
+/// Made known to the compiler as the same in all lanes.
+__device__ __forceinline__ int uniform(int value) {
+  return __shfl_sync(0xffffffffu, value, 0);
 }
 
-/// Partial results are fetched into L2 this many slots before they are read, the first while the products run.
-constexpr std::int32_t kSlotsAhead = 3;
+/// A multiplying warpgroup's way through the ring of pieces.
+template <class T, int kDim>
+struct Reader {
+  using Place = RingPlace<OwnStorage<T, kDim>::kStages>;
 
-/// The two rows of a thread: `packed`, and the one `distance` rows behind it. Rows that are not valid stand for the
-/// tile's first and are never stored.
-struct RowPair {
-  std::int64_t packed;
-  std::int32_t distance;
-  bool valid[2];
+  OwnStorage<T, kDim>& storage;
+  Place place;
+
+  __device__ __forceinline__ void wait(const Place& at) const { storage.full[at.stage].wait(at.parity); }
+  __device__ __forceinline__ void release(const Place& at) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) storage.empty[at.stage].arrive();
+  }
+  /// The same for a piece that was read by ordinary loads, which the copy engine's next piece could otherwise overtake.
+  __device__ __forceinline__ void release_loaded(const Place& at) const {
+    fence_async_proxy();
+    release(at);
+  }
+  /// Passes pieces that the other group reads.
+  __device__ __forceinline__ void skip(int count) {
+#pragma unroll 1
+    for (; count > 0; --count) {
+      wait(place);
+      release(place);
+      place.advance();
+    }
+  }
+  __device__ __forceinline__ T* piece(const Place& at) const { return storage.piece[at.stage]; }
+  template <Major kMajor>
+  __device__ __forceinline__ std::uint64_t descriptor(const Place& at) const {
+    return uniform_descriptor(tile_descriptor<kMajor>(piece(at), kKeys));
+  }
 };
 
-/// Adds the rows' partial results, slot by slot, to their own (o, normalised, and lse), and writes out and lse.
+/// The warp's 16 rows of a swizzled tile of queries as the register operand of products.
 template <class T, int kDim>
-__device__ __forceinline__ void merge_and_store(const OwnArgs& args, std::int32_t head, const RowPair& rows,
-                                                float (&o)[kDim / 2], const float (&lse)[2]) {
-  const Partials& partials = args.partials;
-  const int lane = threadIdx.x % 4;
-  const auto has_partial = [](float value) { return __float_as_uint(value) != 0xffffffffu; };
-  const std::int64_t place = partials.place(rows.packed - partials.first_row, head);
-  const float* slot_lse = partials.lse + place;
-  const T* slot_out = static_cast<const T*>(partials.out) + place * kDim + lane * 8;
-  const std::int32_t between = rows.distance * partials.budget;  // slots from row 0 to row 1
-  float offset[2], total[2];
+__device__ __forceinline__ void load_queries(std::uint32_t (&words)[kDim / 4], const T* tile) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    float maximum = lse[i];
-    for (std::int32_t slot = 0; slot < partials.budget; ++slot) {
-      const float value = __ldg(slot_lse + i * between + slot);
-      if (has_partial(value)) maximum = fmaxf(maximum, value);
-    }
-    offset[i] = maximum == minus_infinity() ? 0.0f : maximum;
-    total[i] = exp2_fast((lse[i] - offset[i]) * kLog2E);
-  }
-#pragma unroll
-  for (int j = 0; j < kDim / 2; ++j) o[j] = total[j >> 1 & 1] == 0.0f ? 0.0f : o[j] * total[j >> 1 & 1];
-  // Partial results lie in the order of the accumulator.
-  for (std::int32_t slot = 0; slot < partials.budget; ++slot, ++slot_lse, slot_out += kDim) {
-    uint4 words[2][kDim / 32];
-    float weight[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float value = __ldg(slot_lse + i * between);
-      weight[i] = has_partial(value) ? exp2_fast((value - offset[i]) * kLog2E) : 0.0f;
-      total[i] += weight[i];
-      const T* from = slot_out + i * between * kDim;
-      if (slot + kSlotsAhead < partials.budget && lane < kDim / 64) {
-        prefetch_line(from - lane * 8 + kSlotsAhead * kDim + lane * 64);
-      }
-#pragma unroll
-      for (int part = 0; part < kDim / 32; ++part) {
-        words[i][part] = weight[i] == 0.0f ? uint4{} : __ldcs(reinterpret_cast<const uint4*>(from + part * 32));
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int part = 0; part < kDim / 32; ++part) {
-        const std::uint32_t word[4] = {words[i][part].x, words[i][part].y, words[i][part].z, words[i][part].w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float2 pair = unpack<T>(word[j]);
-          const int at = 4 * (4 * part + j) + 2 * i;
-          o[at] = fmaf(weight[i], pair.x, o[at]);
-          o[at + 1] = fmaf(weight[i], pair.y, o[at + 1]);
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float inverse = total[i] == 0.0f ? 0.0f : 1.0f / total[i];
-    const std::int64_t row = rows.packed + i * rows.distance;
-    T* out = static_cast<T*>(args.out) + row * args.out_row_stride + head * args.out_head_stride + lane * 8;
-#pragma unroll
-    for (int part = 0; part < kDim / 32; ++part) {
-      std::uint32_t word[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int at = 4 * (4 * part + j) + 2 * i;
-        word[j] = pack<T>(o[at] * inverse, o[at + 1] * inverse);
-      }
-      quad_transpose(word);  // whole groups of eight columns
-      if (rows.valid[i]) *reinterpret_cast<uint4*>(out + part * 32) = uint4{word[0], word[1], word[2], word[3]};
-    }
-    if (rows.valid[i] && lane == 0) {
-      args.lse[head * args.lse_head_stride + row] =
-          total[i] == 0.0f ? minus_infinity() : offset[i] + logf(total[i]);
-    }
+  for (int step = 0; step < kDim / 16; ++step) {
+    load_matrices(words + 4 * step, shared_address(tile) + swizzled_offset(kRows, row, 2 * step + lane / 16));
   }
 }
 
+/// The scores of keys that a row must not see become -inf. Of the thread's two rows, positions and block starts are
+/// counted from the first key of the tile.
+__device__ __forceinline__ void mask_later_keys(float (&scores)[kKeys / 2], const std::int32_t (&position)[2]) {
+  const int column = 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int i = 0; i < kKeys / 2; ++i) {
+    if (i / 4 * 8 + (i & 1) > position[i >> 1 & 1] - column) scores[i] = minus_infinity();
+  }
+}
+__device__ __forceinline__ void mask_earlier_keys(float (&scores)[kKeys / 2], const std::int32_t (&start)[2]) {
+  const int column = 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int i = 0; i < kKeys / 2; ++i) {
+    if (i / 4 * 8 + (i & 1) < start[i >> 1 & 1] - column) scores[i] = minus_infinity();
+  }
+}
+
+/// o * factor of the rows' own keys, and their log-sum-exps; {0, -inf} where they see none.
 template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    attend_own_kernel(const __grid_constant__ OwnArgs args, const __grid_constant__ CUtensorMap q_map,
-                      const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map) {
-  extern __shared__ char shared[];
-  auto& storage = *reinterpret_cast<OwnStorage<T, kDim>*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
-  // Only the merge needs what attend_history does, and that began when all before it was complete.
-  if (args.partials.budget == 0) wait_for_launch_before();
-  const RowTile tile(args, blockIdx.x);
-  if (tile.rows == 0) {
-    wait_for_launch_before();
-    return;
-  }
-  const auto head = static_cast<std::int32_t>(args.partials.first_head + blockIdx.y);
-  const std::int32_t kv_head = head / args.heads_per_kv;
-
-  // Keys of the tile: from the start of the first row's own block to the last row's position. Positions fit 32 bits,
-  // and divisions of 64 would cost as much as the products of a small block.
-  const auto block_size = static_cast<std::uint32_t>(args.block_size);
-  const auto block_start = [&](std::int32_t position) {
-    return static_cast<std::int32_t>(static_cast<std::uint32_t>(position) / block_size * block_size);
-  };
-  const auto first_position = static_cast<std::int32_t>(tile.position);
-  const std::int32_t first_key = block_start(max(first_position, 0));
-  const std::int32_t key_count = max(first_position + tile.rows - first_key, 0);
-  const std::int32_t key_tiles = (key_count + kKeys - 1) / kKeys;
-  const auto own_keys = [&](int row) {
-    const std::int32_t position = first_position + min(row, tile.rows - 1);
-    if (position < 0) return OwnKeys{0, 0};
-    return OwnKeys{block_start(position) - first_key, position + 1 - first_key};
-  };
-
-  constexpr std::uint32_t kTileBytes = kKeys * kDim * sizeof(T);
-  const auto order = [&](T* to, const CUtensorMap* map, Barrier& full, std::int64_t row, std::int32_t of_head) {
-    full.arrive_expecting(kTileBytes);
-    copy_tile<kKeys, kDim>(to, map, &full, static_cast<int>(row), of_head);
-  };
-  if (threadIdx.x == 0) {
-    storage.q_full.init(1);
-    storage.k_full.init(1);
-    storage.v_full.init(1);
-    fence_barrier_init();
-    if (key_tiles > 0) {
-      order(storage.q, &q_map, storage.q_full, tile.row, head);
-      order(storage.k, &k_map, storage.k_full, tile.k_begin + first_key, kv_head);
-      order(storage.v, &v_map, storage.v_full, tile.k_begin + first_key, kv_head);
-    }
-  }
-  __syncthreads();
-
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int row_in_tile[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
-  RowPair rows;
-  rows.valid[0] = row_in_tile[0] < tile.rows, rows.valid[1] = row_in_tile[1] < tile.rows;
-  rows.packed = tile.row + (rows.valid[0] ? row_in_tile[0] : 0);
-  rows.distance = rows.valid[1] ? row_in_tile[1] - row_in_tile[0] : 0;
-  if (args.partials.budget > 0 && lane < 16 && warp * 16 + lane < tile.rows) {
-    const Partials& partials = args.partials;
-    const std::int64_t place = partials.place(tile.row + warp * 16 + lane - partials.first_row, head);
-    prefetch_bytes(static_cast<const T*>(partials.out) + place * kDim,
-                   min(partials.budget, kSlotsAhead) * kDim * static_cast<int>(sizeof(T)));
-  }
-  const OwnKeys own[2] = {own_keys(row_in_tile[0]), own_keys(row_in_tile[1])};
-  const OwnKeys first_own = own_keys(0), last_own = own_keys(kRows - 1);
+__device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit& unit, const GroupPart& part,
+                                                Reader<T, kDim>& reader, float (&o)[kDim / 2], float (&factor)[2],
+                                                float (&lse)[2]) {
+  using Place = typename Reader<T, kDim>::Place;
   const float scale_log2 = args.softmax_scale * kLog2E;
+  const int queries = uniform(unit.queries), key_tiles = uniform(unit.key_tiles);
+  const int begin = uniform(part.begin), end = uniform(part.end);
   RowState state;
-  float o[kDim / 2];
 #pragma unroll
   for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
+  const int queries_before = uniform(part.queries_before);
+  reader.skip(queries_before);
+  if (end > begin) {
+    std::uint32_t q[kDim / 4];
+    reader.wait(reader.place);
+    load_queries<T, kDim>(q, reader.piece(reader.place));
+    reader.release_loaded(reader.place);
+    reader.place.advance();
+    reader.skip(queries - queries_before - 1 + 2 * begin);
 
-  if (key_tiles > 0) storage.q_full.wait(0);
-  for (std::int32_t key_tile = 0; key_tile < key_tiles; ++key_tile) {
-    const std::uint32_t parity = key_tile & 1;
-    const std::int32_t key = key_tile * kKeys;
-    const bool more = key_tile + 1 < key_tiles;
-    float scores[kKeys / 2], shrink[2];
-    storage.k_full.wait(parity);
-    wgmma_fence();
-    wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(scores, tile_descriptor<Major::K>(storage.q, kRows), kRows,
-                                                         tile_descriptor<Major::K>(storage.k, kKeys), kKeys, false);
-    wgmma_commit();
+    Place keys = reader.place;  // of the tile whose scores come next; its values lie one behind
+    const int row = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const std::int32_t first = uniform(part.position), last_low = uniform(part.last_low);
+    const std::int32_t position[2] = {first + row, first + row + 8};
+    float scores[kKeys / 2], shrink[2] = {0.0f, 0.0f};
+    std::uint32_t p[kKeys / 4];
+    const auto query_key = [&](const Place& at) {
+      const std::uint64_t k_tile = reader.template descriptor<Major::K>(at);
+      wgmma_fence();
+      wgmma_tiles<T, kKeys, kDim / 16, Major::K>(scores, q, k_tile, kKeys, false);
+      wgmma_commit();
+    };
+    const auto probability_value = [&](const Place& at) {
+      const std::uint64_t v_tile = reader.template descriptor<Major::MN>(at);
+      wgmma_fence();
+      wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, v_tile, kKeys, true);
+      wgmma_commit();
+    };
+    const auto mask = [&](int tile) {
+      const std::int32_t key = tile * kKeys;
+      if (key + kKeys > first + 1) mask_later_keys(scores, {position[0] - key, position[1] - key});
+      if (key < last_low) {
+        std::int32_t start[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) start[i] = block_start(max(position[i], 0), args.block_size) - key;
+        mask_earlier_keys(scores, start);
+      }
+    };
+
+    reader.wait(keys);
+    query_key(keys);
     wgmma_wait<0>();
     hold_registers(scores);
-    __syncthreads();
-    if (more && threadIdx.x == 0) {
-      order(storage.k, &k_map, storage.k_full, tile.k_begin + first_key + key + kKeys, kv_head);
-    }
-    if (key < last_own.low || key + kKeys > first_own.high) {  // some row must not see some key
-#pragma unroll
-      for (int i = 0; i < kKeys / 2; ++i) {
-        const std::int32_t at = key + i / 4 * 8 + 2 * (lane % 4) + (i & 1);
-        const OwnKeys& seen = own[i >> 1 & 1];
-        if (at < seen.low || at >= seen.high) scores[i] = minus_infinity();
+    reader.release(keys);
+    mask(begin);
+    state.update<kKeys, true>(scores, scale_log2, shrink);
+    Place values = keys;
+    values.advance(1);
+    for (int tile = begin + 1; tile < end; ++tile) {
+      // Here and not behind the exponentials, where ptxas would wait before them.
+      wgmma_wait<0>();
+      hold_registers(o);
+      if (tile > begin + 1) {
+        reader.release(values);
+        values.advance(2);
       }
+      pack_rows<T, kKeys>(p, scores);
+      keys.advance(2);
+      reader.wait(keys);
+      query_key(keys);
+      scale_rows<kDim>(o, shrink);
+      reader.wait(values);
+      probability_value(values);
+      wgmma_wait<1>();
+      hold_registers(scores);
+      reader.release(keys);
+      mask(tile);
+      state.update<kKeys, false>(scores, scale_log2, shrink);
+      hold_registers(scores);  // the exponentials beside the product of probabilities and values
+      hold_registers(state.sum);
     }
-    state.update<kKeys, false>(scores, scale_log2, shrink);
-    scale_rows<kDim>(o, shrink);
-    std::uint32_t p[kKeys / 4];
-    pack_rows<T, kKeys>(p, scores);
-    storage.v_full.wait(parity);
-    hold_registers(o);
-    wgmma_fence();
-    wgmma_tiles<T, kDim, kKeys / 16, Major::MN>(o, p, tile_descriptor<Major::MN>(storage.v, kKeys), kKeys, true);
-    wgmma_commit();
     wgmma_wait<0>();
     hold_registers(o);
-    __syncthreads();
-    if (more && threadIdx.x == 0) {
-      order(storage.v, &v_map, storage.v_full, tile.k_begin + first_key + key + kKeys, kv_head);
+    if (end > begin + 1) {
+      reader.release(values);
+      values.advance(2);
     }
+    pack_rows<T, kKeys>(p, scores);
+    scale_rows<kDim>(o, shrink);
+    reader.wait(values);
+    probability_value(values);
+    wgmma_wait<0>();
+    hold_registers(o);
+    reader.release(values);
+    values.advance();
+    reader.place = values;
+  } else {
+    reader.skip(queries - queries_before);
   }
-
-  float factor[2], lse[2];
+  reader.skip(2 * (key_tiles - end));
   state.finish(args.softmax_scale, factor, lse);
-  scale_rows<kDim>(o, factor);
+}
 
-  // Rows spoiled by what they must not see, done again; see attend_row_alone().
-  bool spoiled[2] = {false, false};
+template <class T, int kDim>
+__device__ __forceinline__ void consume(const OwnArgs& args, OwnStorage<T, kDim>& storage) {
+  const int group = uniform(threadIdx.x / 128 - 1), lane = threadIdx.x % 32;
+  const int warp_row = threadIdx.x % 128 / 32 * 16;  // of the group, the warp's first
+  const int row = warp_row + lane / 4;               // the thread's first; the other is 8 behind it
+  RingPlace<kUnitStages> unit_place;
+  Reader<T, kDim> reader{storage, {}};
+  const std::int32_t budget = args.partials.budget;
+  while (true) {
+    storage.unit_full[unit_place.stage].wait(unit_place.parity);
+    const Unit& unit = storage.unit[unit_place.stage];
+    if (uniform(unit.rows) == 0) return;
+    const GroupPart& part = unit.part[group];
+    const int groups = uniform(unit.groups), group_rows = uniform(part.rows), slots = max(budget, 1);
+    if (group_rows == 0) {
+      reader.skip(uniform(unit.queries) + 2 * uniform(unit.key_tiles) + groups * slots);
+    }
+    if (group_rows > 0) {
+      const std::int64_t first_row = unit.row + group * kRows;
+      const std::int32_t head = unit.head;
+      MergedRows<kDim> rows;
+      float lse[2];
+      attend_own_keys<T, kDim>(args, unit, part, reader, rows.o, rows.factor, lse);
+      attend_spoiled_rows<T, kDim>(args, unit, part, first_row, rows.o, rows.factor, lse);
+      rows.begin(lse);
+      float weights[kLseSlots][2];
+      for (std::int32_t slot = 0; slot < slots; ++slot) {
+        reader.skip(group);
+        reader.wait(reader.place);
+        if (budget > 0) {
+          if (slot % kLseSlots == 0) {
 #pragma unroll
-  for (int i = 0; i < kDim / 2; ++i) spoiled[i >> 1 & 1] |= !(fabsf(o[i]) <= FLT_MAX);
-  const unsigned any[2] = {__ballot_sync(0xffffffffu, spoiled[0]), __ballot_sync(0xffffffffu, spoiled[1])};
-  if ((any[0] | any[1]) != 0) {
-    float* result = reinterpret_cast<float*>(storage.k) + warp * kDim;  // no copy is under way any more
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      for (int quad = 0; quad < 8; ++quad) {
-        if ((any[i] >> (4 * quad) & 15u) == 0) continue;
-        const int row = warp * 16 + quad + 8 * i;
-        if (row >= tile.rows) continue;
-        const OwnKeys seen = own_keys(row);
-        const std::int64_t begin = tile.k_begin + first_key + seen.low;
-        float row_lse = 0.0f;
-        attend_row_alone<T, kDim>(
-            args, static_cast<const T*>(args.q) + (tile.row + row) * args.q_row_stride + head * args.q_head_stride,
-            static_cast<const T*>(args.k) + begin * args.k_row_stride + kv_head * args.k_head_stride,
-            static_cast<const T*>(args.v) + begin * args.v_row_stride + kv_head * args.v_head_stride,
-            seen.high - seen.low, result, &row_lse);
-        __syncwarp();
-        if (lane / 4 == quad) {
-          lse[i] = row_lse;
-#pragma unroll
-          for (int j = 0; j < kDim / 8; ++j) {
-            o[4 * j + 2 * i] = result[8 * j + 2 * (lane % 4)];
-            o[4 * j + 2 * i + 1] = result[8 * j + 2 * (lane % 4) + 1];
+            for (int i = 0; i < kLseSlots; ++i) {
+              weights[i][0] = weights[i][1] = minus_infinity();
+              if (slot + i >= budget) continue;
+              const float* from = storage.lse[reader.place.stage][i] + row +
+                                  lse_shift(args.partials, first_row, head, slot + i);
+              weights[i][0] = from[0], weights[i][1] = from[8];
+            }
+            rows.weigh(weights);
           }
+          rows.template add<T>(weights[0], reader.piece(reader.place) + row * kDim + lane % 4 * 8);
+#pragma unroll
+          for (int i = 0; i + 1 < kLseSlots; ++i) weights[i][0] = weights[i + 1][0], weights[i][1] = weights[i + 1][1];
         }
-        __syncwarp();
+        if (slot + 1 == slots) break;
+        reader.release_loaded(reader.place);
+        reader.place.advance();
+        reader.skip(groups - 1 - group);
+      }
+      // The last piece has been read by this warp alone: its place takes the warp's rows of the result.
+      float scale[2];
+      rows.finish(scale, lse);
+      __syncwarp();
+      T* room = reader.piece(reader.place) + warp_row * kDim;
+      rows_to_shared<T, kDim>(room, rows.o, scale);
+      __syncwarp();
+      uint4 words[kDim / 16];
+      rows_from_shared<T, kDim>(words, room);
+      reader.release_loaded(reader.place);
+      reader.place.advance();
+      reader.skip(groups - 1 - group);
+      T* out = static_cast<T*>(args.out) + first_row * args.out_row_stride + head * args.out_head_stride;
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        const int at = warp_row + share_row<kDim>(i);
+        if (at < group_rows) {
+          *reinterpret_cast<uint4*>(out + at * args.out_row_stride + lane % (kDim / 8) * 8) = words[i];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (lane % 4 == 0 && row + 8 * i < group_rows) {
+          args.lse[head * args.lse_head_stride + first_row + row + 8 * i] = lse[i];
+        }
       }
     }
+    __syncwarp();
+    if (lane == 0) storage.unit_empty[unit_place.stage].arrive();
+    unit_place.advance();
   }
+}
 
-  wait_for_launch_before();
-  merge_and_store<T, kDim>(args, head, rows, o, lse);
+template <class T, int kDim>
+__global__ void __launch_bounds__(kThreads, 1)
+    attend_own_kernel(const __grid_constant__ OwnArgs args, const __grid_constant__ std::int64_t units,
+                      const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
+                      const __grid_constant__ CUtensorMap v_map) {
+  extern __shared__ char shared[];
+  auto& storage = *reinterpret_cast<OwnStorage<T, kDim>*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
+  if (threadIdx.x == 0) storage.init();
+  // Only the merge needs what attend_history does, and that began when all before it was complete.
+  if (args.partials.budget == 0) wait_for_launch_before();
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    give_registers<kProducerRegisters>();
+    if (threadIdx.x == 0) {
+      produce_pieces<T, kDim>(args, q_map, k_map, v_map, storage);
+      wait_for_launch_before();  // where there was nothing to merge: nothing may end before it
+    } else if (threadIdx.x == 32) {
+      produce_units<T, kDim>(args, units, storage);
+    }
+  } else {
+    take_registers<kConsumerRegisters>();
+    consume<T, kDim>(args, storage);
+  }
 }
 
 template <class T, int kDim>
@@ -370,9 +321,9 @@ void launch_attend_own(cudaStream_t stream, DType dtype, std::int64_t head_dim, 
   dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
     const auto kernel = attend_own_kernel<T, kDim>;
     constexpr int kBytes = sizeof(OwnStorage<T, kDim>) + 1024;
-    const dim3 grid(static_cast<unsigned>(args.rows / kRows + args.sequence_count),
-                    static_cast<unsigned>(args.partials.heads));
-    launch_dependent(kernel, "attend_own_kernel", grid, kThreads, kBytes, stream, args, q_map, k_map, v_map);
+    const std::int64_t units = unit_count(args);
+    const auto grid = static_cast<unsigned>(min(units, std::int64_t{multiprocessors()}));
+    launch_dependent(kernel, "attend_own_kernel", grid, kThreads, kBytes, stream, args, units, q_map, k_map, v_map);
   });
 }
 

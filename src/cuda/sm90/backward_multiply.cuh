@@ -14,14 +14,6 @@
 
 namespace moba::cuda {
 
-/// Four 8 x 8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, and of each matrix
-/// holds the two elements of row l / 4 that an accumulator would.
-__device__ __forceinline__ void store_matrices(std::uint32_t shared, const std::uint32_t* words) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(words[0]),
-               "r"(words[1]), "r"(words[2]), "r"(words[3])
-               : "memory");
-}
-
 __device__ __forceinline__ void store_shared(std::uint32_t shared, float a, float b, float c, float d) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }

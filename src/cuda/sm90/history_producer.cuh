@@ -92,8 +92,8 @@ struct Lookup {
   /// Where its partial result goes.
   __device__ __forceinline__ std::uint32_t place(const HistoryArgs& args) const {
     if (entry == kNone) return kNoPlace;
-    const std::uint32_t slot = entry & ((1u << kSlotBits) - 1u);
-    return static_cast<std::uint32_t>(args.partials.place(entry >> kSlotBits, head) + slot);
+    const auto slot = static_cast<std::int32_t>(entry & ((1u << kSlotBits) - 1u));
+    return static_cast<std::uint32_t>(args.partials.place(entry >> kSlotBits, head, slot));
   }
 };
 
