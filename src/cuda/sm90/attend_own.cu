@@ -259,7 +259,7 @@ __device__ __forceinline__ void consume(const OwnArgs& args, OwnStorage<T, kDim>
       for (int i = 0; i < kDim / 16; ++i) {
         const int at = warp_row + share_row<kDim>(i);
         if (at < group_rows) {
-          *reinterpret_cast<uint4*>(out + at * args.out_row_stride + lane % (kDim / 8) * 8) = words[i];
+          __stwb(reinterpret_cast<uint4*>(out + at * args.out_row_stride + lane % (kDim / 8) * 8), words[i]);
         }
       }
 #pragma unroll

@@ -312,8 +312,8 @@ class Multiplier {
         }
         quad_transpose(words);
         if (key + 8 * i < keys) {
-          *reinterpret_cast<uint4*>(to + 8 * (4 * group + (static_cast<int>(threadIdx.x) & 3))) = {words[0], words[1],
-                                                                                                   words[2], words[3]};
+          __stwb(reinterpret_cast<uint4*>(to + 8 * (4 * group + (static_cast<int>(threadIdx.x) & 3))),
+                 uint4{words[0], words[1], words[2], words[3]});
         }
       }
     }
