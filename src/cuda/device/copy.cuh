@@ -46,15 +46,20 @@ __device__ __forceinline__ void prefetch_bytes(const void* global, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 
+/// The L2 cache's policy for what shall not take the place of other data there.
+__device__ __forceinline__ std::uint64_t evict_first() {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 /// `bytes` (a multiple of 16) from shared to device memory by the copy engine, past what L2 would keep; the calling
 /// thread's stores are one group until it waits for them.
 __device__ __forceinline__ void store_bulk(void* global, std::uint32_t shared, std::uint32_t bytes) {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile(
       "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;\n"
       "cp.async.bulk.commit_group;" ::"l"(__cvta_generic_to_global(global)),
-      "r"(shared), "r"(bytes), "l"(policy)
+      "r"(shared), "r"(bytes), "l"(evict_first())
       : "memory");
 }
 
@@ -69,12 +74,10 @@ __device__ __forceinline__ void load_bulk(void* shared, const void* global, std:
 /// The same for what is read only once: it shall not take the place of other data in L2.
 __device__ __forceinline__ void load_bulk_once(void* shared, const void* global, std::uint32_t bytes,
                                                Barrier* barrier) {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
           shared_address(shared)),
-      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(&barrier->bits)), "l"(policy)
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(&barrier->bits)), "l"(evict_first())
       : "memory");
 }
 

@@ -70,20 +70,15 @@ __device__ __forceinline__ void load_queries(std::uint32_t (&words)[kDim / 4], c
   }
 }
 
-/// The scores of keys that a row must not see become -inf. Of the thread's two rows, positions and block starts are
-/// counted from the first key of the tile.
-__device__ __forceinline__ void mask_later_keys(float (&scores)[kKeys / 2], const std::int32_t (&position)[2]) {
+/// The scores of keys that a row must not see become -inf: those after its position, or those before its block's start.
+/// Of the thread's two rows, both are counted from the first key of the tile.
+template <bool kAfter>
+__device__ __forceinline__ void mask_keys(float (&scores)[kKeys / 2], const std::int32_t (&edge)[2]) {
   const int column = 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int i = 0; i < kKeys / 2; ++i) {
-    if (i / 4 * 8 + (i & 1) > position[i >> 1 & 1] - column) scores[i] = minus_infinity();
-  }
-}
-__device__ __forceinline__ void mask_earlier_keys(float (&scores)[kKeys / 2], const std::int32_t (&start)[2]) {
-  const int column = 2 * (threadIdx.x % 4);
-#pragma unroll
-  for (int i = 0; i < kKeys / 2; ++i) {
-    if (i / 4 * 8 + (i & 1) < start[i >> 1 & 1] - column) scores[i] = minus_infinity();
+    const int key = i / 4 * 8 + (i & 1), at = edge[i >> 1 & 1] - column;
+    if (kAfter ? key > at : key < at) scores[i] = minus_infinity();
   }
 }
 
@@ -129,12 +124,12 @@ __device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit&
     };
     const auto mask = [&](int tile) {
       const std::int32_t key = tile * kKeys;
-      if (key + kKeys > first + 1) mask_later_keys(scores, {position[0] - key, position[1] - key});
+      if (key + kKeys > first + 1) mask_keys<true>(scores, {position[0] - key, position[1] - key});
       if (key < last_low) {
         std::int32_t start[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) start[i] = block_start(max(position[i], 0), args.block_size) - key;
-        mask_earlier_keys(scores, start);
+        mask_keys<false>(scores, start);
       }
     };
 
@@ -208,8 +203,7 @@ __device__ __forceinline__ void consume(const OwnArgs& args, OwnStorage<T, kDim>
     const int groups = uniform(unit.groups), group_rows = uniform(part.rows), slots = max(budget, 1);
     if (group_rows == 0) {
       reader.skip(uniform(unit.queries) + 2 * uniform(unit.key_tiles) + groups * slots);
-    }
-    if (group_rows > 0) {
+    } else {
       const std::int64_t first_row = unit.row + group * kRows;
       const std::int32_t head = unit.head;
       MergedRows<kDim> rows;

@@ -31,7 +31,6 @@ struct GroupPart {
   std::int32_t rows;
   std::int32_t position;        // of the first row, counted from the unit's first key; may be negative: no key
   std::int32_t begin, end;      // tiles of keys; 0, 0 where no row sees any
-  std::int32_t low;             // the first key that the first row sees
   std::int32_t last_low;        // the first key that the last row sees
   std::int32_t queries_before;  // pieces of queries of groups before this one
 };
@@ -90,9 +89,8 @@ __device__ __forceinline__ void find_unit(const OwnArgs& args, std::int64_t inde
     part.position = position - first_key + group * kRows;
     part.queries_before = queries;
     const std::int32_t keys = part.rows > 0 ? max(part.position + part.rows, 0) : 0;
-    part.low = block_start(max(part.position, 0), args.block_size);
     part.last_low = block_start(max(keys - 1, 0), args.block_size);
-    part.begin = keys > 0 ? part.low / kKeys : 0;
+    part.begin = keys > 0 ? block_start(max(part.position, 0), args.block_size) / kKeys : 0;
     part.end = (keys + kKeys - 1) / kKeys;
     queries += keys > 0 ? 1 : 0;
     key_tiles = max(key_tiles, part.end);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cuda/device/copy.cuh"
+#include "cuda/device/wgmma.cuh"
 #include "cuda/launch.h"
 #include "cuda/sm90/row_tile.cuh"
 
@@ -75,12 +76,7 @@ __device__ __forceinline__ void take_rows(std::uint32_t (&words)[kDim / 4], std:
   const int lane = threadIdx.x % 32, row = lane % 16, half = lane / 16;
 #pragma unroll
   for (int step = 0; step < kDim / 16; ++step) {
-    const std::uint32_t from = shared + row * kDim * 2 + (((2 * step + half) ^ (row & 7)) << 4);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[4 * step]), "=r"(words[4 * step + 1]), "=r"(words[4 * step + 2]),
-                   "=r"(words[4 * step + 3])
-                 : "r"(from)
-                 : "memory");
+    load_matrices(words + 4 * step, shared + row * kDim * 2 + (((2 * step + half) ^ (row & 7)) << 4));
   }
   __syncwarp();  // all lanes have read: the memory may be used again
 }
