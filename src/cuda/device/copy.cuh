@@ -63,6 +63,22 @@ __device__ __forceinline__ void store_bulk(void* global, std::uint32_t shared, s
       : "memory");
 }
 
+/// The same by the lanes that say so, without a branch; the stores belong to a group once it is committed.
+__device__ __forceinline__ void store_bulk_if(bool store, void* global, std::uint32_t shared, std::uint32_t bytes,
+                                              std::uint64_t policy) {
+  asm volatile(
+      "{\n"
+      ".reg .pred store;\n"
+      "setp.ne.s32 store, %4, 0;\n"
+      "@store cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;\n"
+      "}\n" ::"l"(__cvta_generic_to_global(global)),
+      "r"(shared), "r"(bytes), "l"(policy), "r"(static_cast<int>(store))
+      : "memory");
+}
+__device__ __forceinline__ void commit_bulk_stores() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
 /// `bytes` (a multiple of 16) from device to shared memory by the copy engine; they count on `barrier`.
 __device__ __forceinline__ void load_bulk(void* shared, const void* global, std::uint32_t bytes, Barrier* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

@@ -43,13 +43,31 @@ struct RowTerm {
   float bias;
 };
 
+/// 128 keys of a block of one key/value head.
+struct KeyUnit {
+  std::int64_t first_key;  // packed
+  std::int32_t keys;       // 0: the block has no such unit
+  std::int32_t part_of_block;
+  std::int32_t kv_head;  // of all
+  std::int32_t block_row;
+  // Rows of the chunk, from chunk.first_row, that stand in the block at or after the unit, and those before them in
+  // the same tile: the tiles of own rows begin at the same rows for all units of a block.
+  std::int32_t own_row, own_rows;
+  std::int32_t own_tile;  // the first one's number in the block
+  std::int32_t own_key;   // the key of the unit at which own_row stands; below 0: before the unit
+};
+
 /// A part of a unit: its tiles [first_tile, first_tile + tiles); slab < 0: it is the whole unit.
 struct BackwardItem {
-  std::int32_t unit;
+  KeyUnit unit;
+  // The entries of the rows of the group's first query head that chose the block.
+  std::int64_t listed_begin;
+  std::int32_t listed_count;
   std::int32_t first_tile;
   std::int32_t tiles;
   std::int32_t slab;
 };
+static_assert(sizeof(BackwardItem) == 64);
 
 /// The slabs [first, first + parts) of a unit; parts < 2: it has none.
 struct UnitSlabs {

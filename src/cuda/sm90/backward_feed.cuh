@@ -18,7 +18,7 @@ class PackedWalk {
   __device__ PackedWalk(const BackwardChunk& chunk, Shared& shared) : chunk_(chunk), shared_(shared) {}
 
  protected:
-  /// Calls visit(index, item, unit) for each item.
+  /// Calls visit(index, item) for each item.
   template <class Visit>
   __device__ __forceinline__ void for_each_item(const Visit& visit) {
     for (;;) {
@@ -36,8 +36,7 @@ class PackedWalk {
       if (lane() == 0) shared_.item_empty[stage].arrive();
       place_.advance();
       if (index < 0) return;
-      const BackwardItem item = chunk_.items[index];
-      visit(index, item, Unit(chunk_, item.unit, kRows));
+      visit(index, chunk_.items[index]);
     }
   }
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) & 31; }
@@ -58,8 +57,8 @@ class TileFeeder : public PackedWalk<kDim> {
   using Walk::Walk;
 
   __device__ void run() {
-    this->for_each_item([&](int index, const BackwardItem& item, const Unit& unit) {
-      for_each_tile<kRows>(chunk_, item, unit, [&](const PackedTile& tile) { feed(index, unit, tile); });
+    this->for_each_item([&](int index, const BackwardItem& item) {
+      for_each_tile<kRows>(chunk_, item, [&](const PackedTile& tile) { feed(index, item.unit, tile); });
     });
     shared_.empty[place_.stage].wait(place_.parity ^ 1u);
     if (lane() == 0) {
@@ -69,9 +68,9 @@ class TileFeeder : public PackedWalk<kDim> {
   }
 
  private:
-  __device__ __forceinline__ void feed(int index, const Unit& unit, const PackedTile& tile) {
+  __device__ __forceinline__ void feed(int index, const KeyUnit& unit, const PackedTile& tile) {
     const bool own = tile.own_row >= 0;
-    const int diagonal = own ? static_cast<int>(unit.key_of(tile.own_row)) : kUnitKeys;
+    const int diagonal = own ? unit.own_key + tile.own_row - unit.own_row : kUnitKeys;
     const int stage = place_.stage;
     shared_.empty[stage].wait(place_.parity ^ 1u);
 #pragma unroll
@@ -109,7 +108,8 @@ class KeyFeeder : public PackedWalk<kDim> {
 
   __device__ void run(const RowsOf& tensor, std::uint16_t* tile) {
     std::uint32_t parity = 0;
-    this->for_each_item([&](int, const BackwardItem&, const Unit& unit) {
+    this->for_each_item([&](int, const BackwardItem& item) {
+      const KeyUnit& unit = item.unit;
       shared_.keys_empty.wait(parity ^ 1u);
       parity ^= 1u;
       constexpr int kChunks = kDim / 8, kAtOnce = 32 / kChunks;
@@ -140,9 +140,9 @@ class GradientMover : public PackedWalk<kDim> {
   using Walk::Walk;
 
   __device__ void run() {
-    this->for_each_item([&](int, const BackwardItem& item, const Unit& unit) {
-      for_each_tile<kRows>(chunk_, item, unit, [&](const PackedTile& tile) {
-        if (lane() == 0) move(tile.number, unit.part_of_block);
+    this->for_each_item([&](int, const BackwardItem& item) {
+      for_each_tile<kRows>(chunk_, item, [&](const PackedTile& tile) {
+        if (lane() == 0) move(tile.number, item.unit.part_of_block);
         __syncwarp();
       });
     });

@@ -1,10 +1,13 @@
 // The warpgroup of the products of attend_backward that takes items and gathers their rows of q and dO.
 #pragma once
 
+#include <cstring>
+
 #include "cuda/device/barrier.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/softmax.cuh"
 #include "cuda/sm90/backward.h"
+#include "cuda/sm90/backward_move.cuh"
 #include "cuda/sm90/backward_shared.cuh"
 #include "cuda/sm90/backward_tiles.cuh"
 
@@ -21,165 +24,184 @@ class Gatherer {
  public:
   using Shape = BackwardShape<kDim>;
   using Shared = BackwardShared<kDim, false>;
-  static constexpr int kWarpRows = Shape::kRows / 4;
+  using Rows = GatheredRows<kDim>;
+  static constexpr int kWarpRows = Rows::kWarpRows, kRowsAtOnce = Rows::kRowsAtOnce, kTurn = Rows::kTurn;
   static constexpr int kChunks = kDim / 8;  // 16-byte pieces of a row
-  static constexpr int kRowsAtOnce = 32 / kChunks;
-  // The four warps take turns of kRowsAtOnce rows, so that a lane's rows are a multiple of 8 apart: one swizzle for
-  // all.
-  static constexpr int kTurn = 4 * kRowsAtOnce;
-  static_assert(kTurn % 8 == 0);
 
-  __device__ Gatherer(const BackwardChunk& chunk, Shared& shared) : chunk_(chunk), shared_(shared) {}
+  __device__ Gatherer(const BackwardChunk& chunk, Shared& shared)
+      : chunk_(chunk),
+        shared_(shared),
+        mover_(chunk, shared),
+        row_places_(static_cast<std::uint32_t>(chunk.kv_heads * chunk.group) *
+                    static_cast<std::uint32_t>((chunk.budget + 1) * chunk.unit_tiles)) {}
 
   __device__ void run() {
-    const int thread = static_cast<int>(threadIdx.x);
-    const int items = chunk_.counters[kItemCount];
-    for (;;) {
-      named_sync(kGatherBarrier, 128);  // everyone has read the last item
-      if (thread == 0) shared_.next_item = atomicAdd(&chunk_.counters[kNextItem], 1);
-      named_sync(kGatherBarrier, 128);
-      const int item = shared_.next_item;
-      if (item >= items) break;
-      run_item(item);
-    }
+    claim_item();
+    prepare_item();
+    while (index_ >= 0) run_item(index_, item_of(words_));
     shared_.empty[place_.stage].wait(place_.parity ^ 1u);
-    if (thread == 0) shared_.headers[place_.stage] = {-1, 0, 0, 0};
+    if (threadIdx.x == 0) shared_.headers[place_.stage] = {-1, 0, 0, 0};
     shared_.full[place_.stage].arrive();
     shared_.full[place_.stage].arrive();
-    drain(0);
+    mover_.drain(0);
     wait_bulk_stores();
   }
 
  private:
   static constexpr int kGatherBarrier = 1;
+  static constexpr unsigned kAll = 0xffffffffu;
+  static constexpr int kItemWords = sizeof(BackwardItem) / 4;
 
-  __device__ void run_item(int index) {
-    const BackwardItem item = chunk_.items[index];
-    const Unit unit(chunk_, item.unit, Shape::kRows);
-    // One place in the code that loads a tile: a unit without rows has a single tile of none.
-    int skip = item.first_tile, left = max(item.tiles, 1), flags = kFirstTile;
-    for (int segment = 0; left > 0; ++segment) {
-      const int head = unit.kv_head * chunk_.group + (segment >> 1);
-      const bool own = (segment & 1) == 0;
-      const ListedRows listed(chunk_, unit, head);
-      const int count = own ? unit.own_rows : static_cast<int>(listed.count);
-      const int tiles = item.tiles == 0 ? 1 : (count + Shape::kRows - 1) / Shape::kRows;
-      const std::int64_t begin = own ? unit.own_row : listed.begin;
-      std::uint32_t entry = own ? 0 : entry_of(begin, count, skip);
-      for (; skip < tiles && left > 0; ++skip) {
+  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) & 31; }
+  static __device__ __forceinline__ int uniform(int x) { return Rows::uniform(x); }
+
+  // An item is claimed, and what it is about brought, while the last tiles of the one before are gathered; no earlier,
+  // because an item that waits here is one that no other thread block can take.
+  static constexpr int kClaimTiles = 4, kPrepareTiles = 2;
+
+  __device__ __forceinline__ void claim_item() {
+    if (threadIdx.x == 0) claimed_ = atomicAdd(&chunk_.counters[kNextItem], 1);
+  }
+  /// All gathering threads together. -1: no more items.
+  __device__ __forceinline__ void prepare_item() {
+    named_sync(kGatherBarrier, 128);  // everyone has read the number before
+    if (threadIdx.x == 0) shared_.next_item = claimed_ < chunk_.counters[kItemCount] ? claimed_ : -1;
+    named_sync(kGatherBarrier, 128);
+    index_ = uniform(shared_.next_item);
+    words_ = 0;
+    if (index_ >= 0 && lane() < kItemWords) {
+      words_ = reinterpret_cast<const std::uint32_t*>(chunk_.items + index_)[lane()];
+    }
+  }
+  static __device__ __forceinline__ BackwardItem item_of(std::uint32_t word) {
+    std::uint32_t words[kItemWords];
+#pragma unroll
+    for (int i = 0; i < kItemWords; ++i) words[i] = __shfl_sync(kAll, word, i);
+    BackwardItem item;
+    memcpy(&item, words, sizeof(item));
+    return item;
+  }
+
+  /// Rows of one query head: own ones, then those of entries.
+  struct HeadRows {
+    int head;
+    int own_tiles;
+    const std::uint32_t* entries;
+    int listed;
+  };
+
+  static __device__ __forceinline__ std::uint32_t entry_of(const HeadRows& rows, int tile) {
+    const int at = (tile - rows.own_tiles) * Shape::kRows + Rows::of_lane();
+    return lane() < kWarpRows && tile >= rows.own_tiles && at < rows.listed ? rows.entries[at] : 0;
+  }
+
+  __device__ __forceinline__ void run_item(int index, const BackwardItem& item) {
+    const KeyUnit& unit = item.unit;
+    HeadRows rows{unit.kv_head * chunk_.group, (unit.own_rows + Shape::kRows - 1) / Shape::kRows,
+                  chunk_.entries + item.listed_begin, item.listed_count};
+    if (item.tiles == 0) rows.own_tiles = 1;  // a unit without rows has a single tile of none
+    int tile = item.first_tile, left = max(item.tiles, 1), flags = kFirstTile;
+    const int claim_at = min(kClaimTiles, left), prepare_at = min(kPrepareTiles, left);
+    for (;;) {
+      const int tiles = rows.own_tiles + (rows.listed + Shape::kRows - 1) / Shape::kRows;
+      std::uint32_t entry = entry_of(rows, tile);
+      for (; tile < tiles && left > 0; ++tile) {
+        if (left == claim_at) claim_item();
+        if (left == prepare_at) prepare_item();
         --left;
-        const std::uint32_t next = own ? 0 : entry_of(begin, count, skip + 1);  // on its way while this tile is copied
-        load_tile(index, unit, head, own, begin + skip * Shape::kRows, count - skip * Shape::kRows, entry,
-                  flags | (left == 0 ? kLastTile : 0));
-        entry = next;
+        load_tile(index, unit, rows, tile, flags | (left == 0 ? kLastTile : 0), entry);
         flags = 0;
       }
-      skip = max(skip - tiles, 0);
+      if (left == 0) return;
+      tile = max(tile - tiles, 0);
+      ++rows.head;
+      const ListedRows listed(chunk_, unit, rows.head);
+      rows.entries = chunk_.entries + listed.begin;
+      rows.listed = uniform(static_cast<int>(listed.count));
     }
   }
 
-  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) & 31; }
-  /// The row of a tile that a lane below kWarpRows looks after.
-  static __device__ __forceinline__ int row_of_lane() {
-    const int warp = static_cast<int>(threadIdx.x) >> 5;
-    return lane() / kRowsAtOnce * kTurn + warp * kRowsAtOnce + lane() % kRowsAtOnce;
-  }
-
-  __device__ __forceinline__ std::uint32_t entry_of(std::int64_t begin, int count, int tile) const {
-    const int at = tile * Shape::kRows + row_of_lane();
-    return lane() < kWarpRows && at < count ? chunk_.entries[begin + at] : 0;
-  }
-
-  /// `count` rows: own ones [begin, …) by packed row from chunk.first_row, or those of the entries [begin, …), of which
-  /// each lane holds the one of its row.
-  __device__ __forceinline__ void load_tile(int item, const Unit& unit, int head, bool own, std::int64_t begin,
-                                            int count, std::uint32_t entry, int flags) {
-    const int at = row_of_lane();
-    int row = -1;  // from chunk.first_row
-    std::uint32_t place = kNoPlace;
-    int last_key = kUnitKeys;
-    if (lane() < kWarpRows && at < count) {
-      int slot = chunk_.budget;
-      if (own) {
-        row = static_cast<int>(begin) + at;
-        last_key = static_cast<int>(min(unit.key_of(row), std::int64_t{kUnitKeys}));
-      } else {
-        row = static_cast<int>(entry >> kSlotBits);
-        slot = static_cast<int>(entry & ((1u << kSlotBits) - 1));
-      }
-      const std::uint32_t heads = static_cast<std::uint32_t>(chunk_.kv_heads * chunk_.group);
-      const std::uint32_t list = static_cast<std::uint32_t>(row) * heads +
-                                 static_cast<std::uint32_t>(head - chunk_.first_kv_head * chunk_.group);
-      place = (list * static_cast<std::uint32_t>(chunk_.budget + 1) + static_cast<std::uint32_t>(slot)) *
+  /// `entry`: of each lane's row, of listed ones; then that of the next tile.
+  __device__ __forceinline__ void load_tile(int item, const KeyUnit& unit, const HeadRows& rows, int tile, int flags,
+                                            std::uint32_t& entry) {
+    const bool own = tile < rows.own_tiles;
+    const int at = Rows::of_lane(), first = (own ? tile : tile - rows.own_tiles) * Shape::kRows;
+    const int count = (own ? unit.own_rows : rows.listed) - first;
+    const bool valid = lane() < kWarpRows && at < count;
+    std::uint32_t row = 0, place = kNoPlace;  // the row from chunk.first_row
+    if (valid) {
+      row = own ? static_cast<std::uint32_t>(unit.own_row + first + at) : entry >> kSlotBits;
+      const std::uint32_t slot = own ? static_cast<std::uint32_t>(chunk_.budget) : entry & ((1u << kSlotBits) - 1);
+      const std::uint32_t head = static_cast<std::uint32_t>(rows.head - chunk_.first_kv_head * chunk_.group);
+      place = row * row_places_ +
+              (head * static_cast<std::uint32_t>(chunk_.budget + 1) + slot) *
                   static_cast<std::uint32_t>(chunk_.unit_tiles) +
               static_cast<std::uint32_t>(unit.part_of_block);
     }
-    const bool masked = unit.keys < kUnitKeys || (own && count > 0 && unit.key_of(begin) < kUnitKeys - 1);
+    const int diagonal = own ? unit.own_key + first : kUnitKeys;  // the key at which the first row stands
+    const bool masked = unit.keys < kUnitKeys || (own && count > 0 && diagonal < kUnitKeys - 1);
     const int stage = place_.stage;
     shared_.empty[stage].wait(place_.parity ^ 1u);
-    copy_rows(chunk_.q, head, row, shared_.stages[stage].q);
-    copy_rows(chunk_.dout, head, row, shared_.stages[stage].dout);
+    // Not before those of this tile have been used: two such loads under way would be waited for together.
+    entry = entry_of(rows, tile + 1);
+    if (count >= Shape::kRows) {
+      copy_rows<true>(rows.head, row, kAll, shared_.stages[stage]);
+    } else {
+      copy_rows<false>(rows.head, row, __ballot_sync(kAll, valid), shared_.stages[stage]);
+    }
     // The terms are copied too, so that this warpgroup waits for nothing but entries, which it asked for a tile ago.
     RowTerm* term = &shared_.terms[stage][at];
-    if (row >= 0) {
+    if (valid) {
       copy_8_async(shared_address(term),
-                   chunk_.terms + static_cast<std::int64_t>(head) * chunk_.total_rows + chunk_.first_row + row);
+                   chunk_.terms + static_cast<std::int64_t>(rows.head) * chunk_.total_rows + chunk_.first_row + row);
     } else if (lane() < kWarpRows) {
       *term = {-minus_infinity(), 0.0f};
     }
     shared_.full[stage].arrive_after_copies();
-    if (lane() < kWarpRows) shared_.last_keys[stage][at] = min(last_key, unit.keys - 1);
+    if (masked && lane() < kWarpRows) {
+      shared_.last_keys[stage][at] = min(own ? min(diagonal + at, kUnitKeys) : kUnitKeys, unit.keys - 1);
+    }
     if (threadIdx.x == 0) shared_.headers[stage] = {item, flags | (masked ? kMaskedTile : 0), unit.keys, 0};
     shared_.full[stage].arrive();
     place_.advance();
     // Before the consumers give the keys back they need room for dq of the tile before.
-    drain(flags & kFirstTile ? 1 : 2);
-    places_[2] = places_[1], places_[1] = places_[0], places_[0] = place;
-    ++pending_;
+    mover_.drain(flags & kFirstTile ? 1 : 2);
+    mover_.add(place);
     if (flags & kFirstTile) load_keys(unit);
   }
 
-  /// Takes dq of tiles, the oldest first, until `keep` are pending.
-  __device__ __forceinline__ void drain(int keep) {
-    for (; pending_ > keep; --pending_) {
-      shared_.gradients_full.wait(gradients_parity_);
-      gradients_parity_ ^= 1u;
-      const std::uint32_t place = pending_ == 3 ? places_[2] : pending_ == 2 ? places_[1] : places_[0];
-      move_rows(place);
-      wait_bulk_reads();
-      __syncwarp();
-      if (lane() == 0) shared_.gradients_empty.arrive();
-    }
-  }
-
-  /// Rows of dq of this warp to their places.
-  __device__ __forceinline__ void move_rows(std::uint32_t place) const {
-    if (place == kNoPlace) return;
-    store_bulk(static_cast<T*>(chunk_.partials) + static_cast<std::uint64_t>(place) * kDim,
-               shared_address(shared_.query_gradients) + row_of_lane() * GradientRows<kDim, false>::kRowBytes,
-               kDim * 2);
-  }
-
-  __device__ __forceinline__ void copy_rows(const RowsOf& tensor, int head, int row, std::uint16_t* tile) const {
-    const int chunk = lane() % kChunks, sub_row = lane() / kChunks, warp = static_cast<int>(threadIdx.x) >> 5;
-    const char* base = static_cast<const char*>(tensor.data) +
-                       (chunk_.first_row * tensor.token_stride + head * tensor.head_stride + chunk * 8) * 2;
-    const std::uint32_t stride = static_cast<std::uint32_t>(tensor.token_stride) * 2;
-    const std::uint32_t shared =
-        shared_address(tile) + swizzled_offset(Shape::kRows, warp * kRowsAtOnce + sub_row, chunk);
+  /// Rows of q and dO, of a head; `valid`: a bit for each lane whose row there is, zeros for the others.
+  template <bool kFull>
+  __device__ __forceinline__ void copy_rows(int head, std::uint32_t row, unsigned valid,
+                                            BackwardStage<kDim>& stage) const {
+    const int chunk = lane() % kChunks, sub_row = lane() / kChunks;
+    const char* q = first_of(chunk_.q, head) + chunk * 16;
+    const char* dout = first_of(chunk_.dout, head) + chunk * 16;
+    const std::uint32_t q_stride = static_cast<std::uint32_t>(chunk_.q.token_stride) * 2;
+    const std::uint32_t dout_stride = static_cast<std::uint32_t>(chunk_.dout.token_stride) * 2;
+    const std::uint32_t offset =
+        swizzled_offset(Shape::kRows, (static_cast<int>(threadIdx.x) >> 5) * kRowsAtOnce + sub_row, chunk);
+    const std::uint32_t to_q = shared_address(stage.q) + offset, to_dout = shared_address(stage.dout) + offset;
 #pragma unroll
     for (int i = 0; i < kWarpRows / kRowsAtOnce; ++i) {
-      const int source = __shfl_sync(0xffffffffu, row, i * kRowsAtOnce + sub_row);
-      copy_16_async(shared + i * kTurn * kPanelRowBytes,
-                    base + static_cast<std::uint64_t>(static_cast<std::uint32_t>(max(source, 0))) * stride,
-                    source >= 0);
+      const int source = i * kRowsAtOnce + sub_row;
+      const std::uint64_t from = __shfl_sync(kAll, row, source);
+      const bool copied = kFull || (valid >> source & 1u);
+      copy_16_async(to_q + i * kTurn * kPanelRowBytes, q + from * q_stride, copied);
+      copy_16_async(to_dout + i * kTurn * kPanelRowBytes, dout + from * dout_stride, copied);
     }
+  }
+  __device__ __forceinline__ const char* first_of(const RowsOf& tensor, int head) const {
+    return static_cast<const char*>(tensor.data) +
+           (chunk_.first_row * tensor.token_stride + head * tensor.head_stride) * 2;
   }
 
   /// Keys and values of the unit; zeros after the last, so that nothing of another block can spoil a product.
-  __device__ void load_keys(const Unit& unit) {
+  __device__ void load_keys(const KeyUnit& unit) {
     shared_.keys_empty.wait(keys_parity_ ^ 1u);
-    const int thread = static_cast<int>(threadIdx.x);
+    // Found here and not for all tiles, for which there are no registers.
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
     const int chunk = thread % kChunks;
     const T* k = static_cast<const T*>(chunk_.k.data) + unit.first_key * chunk_.k.token_stride +
                  unit.kv_head * chunk_.k.head_stride + chunk * 8;
@@ -199,11 +221,14 @@ class Gatherer {
 
   const BackwardChunk& chunk_;
   Shared& shared_;
+  RowMover<T, kDim> mover_;
+  const std::uint32_t row_places_;  // places of a row of all heads
+  std::int32_t claimed_ = 0;        // the next item, of thread 0
+  // The next item and, in each lane, a word of it.
+  std::int32_t index_ = -1;
+  std::uint32_t words_ = 0;
   RingPlace<Shape::kStages> place_;
   std::uint32_t keys_parity_ = 0;
-  std::uint32_t gradients_parity_ = 0;
-  int pending_ = 0;               // tiles whose dq is not taken yet
-  std::uint32_t places_[3] = {};  // of this lane's row of those tiles, the newest first
 };
 
 }  // namespace moba::cuda

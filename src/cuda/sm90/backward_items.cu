@@ -21,8 +21,9 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * units + threadIdx.x;
   const bool valid = static_cast<int>(threadIdx.x) < units && index < chunk.units();
   int tiles = 0, parts = 0;
+  KeyUnit unit{};
   if (valid) {
-    const Unit unit(chunk, static_cast<std::uint32_t>(index), tile_rows);
+    unit = key_unit(chunk, static_cast<std::uint32_t>(index), tile_rows);
     if (unit.keys > 0) {
       tiles = static_cast<int>(tiles_of(chunk, unit, tile_rows));
       // A unit without rows still has to write its zeros, unless sums over all row chunks start as zero.
@@ -53,11 +54,14 @@ __global__ void __launch_bounds__(kThreads)
   chunk.unit_slabs[index] = {slab, parts};
   if (parts > 1) chunk.cut_units[atomicAdd(&chunk.counters[kCutUnitCount], 1)] = static_cast<std::int32_t>(index);
   BackwardItem* items = chunk.items + first_item + warp_parts[warp] + before;
-  const int share = parts > 0 ? tiles / parts : 0, larger = parts > 0 ? tiles % parts : 0;
+  if (parts == 0) return;
+  const ListedRows listed(chunk, unit, unit.kv_head * chunk.group);
+  const int share = tiles / parts, larger = tiles % parts;
   int first = 0;
   for (int part = 0; part < parts; ++part) {
     const int size = share + (part < larger ? 1 : 0);
-    items[part] = {static_cast<std::int32_t>(index), first, size, parts > 1 ? slab + part : -1};
+    items[part] = {unit,  listed.begin, static_cast<std::int32_t>(listed.count),
+                   first, size,         parts > 1 ? slab + part : -1};
     first += size;
   }
 }

@@ -3,12 +3,13 @@
 //
 // For a unit of 128 keys and each tile of R query rows (64 keys of the unit a warpgroup):
 //   S^T = K Q^T, dP^T = V dO^T       [64 keys, R]   accumulators
-//   P = exp2(S - lse), dS = P (dP - bias)            in registers, so they are the left operands of
+//   P = exp2(S - lse), dS = P (dP - bias)            in registers; dS goes to shared memory
 //   dV += P^T dO, dK += dS^T Q       [64 keys, D]   accumulators for the life of the item
-//   dQ = dS K                        [R, D]          dS through shared memory; R / 64 or D / 64 of it a warpgroup
-// dQ of a tile is multiplied under the exponentials of the next. It is complete for the unit's 128 keys; through shared
-// memory it goes to the tile's fp32 sums, added in turn after the units before it in the block, or to places of the
-// unit alone (rounded to T), so that nothing is added out of order.
+//   dQ = dS K                        [R, D]          R / 64 or D / 64 of it a warpgroup
+// dQ of a tile is multiplied with the next tile, when both warpgroups have stored dS; they work half a tile apart, and
+// one's products run while the other computes. dQ is complete for the unit's 128 keys; through shared memory it goes to
+// the tile's fp32 sums, added in turn after the units before it in the block, or to places of the unit alone (rounded
+// to T), so that nothing is added out of order.
 #pragma once
 
 #include "cuda/dependent_launch.h"
@@ -36,6 +37,7 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
       shared.item_full[stage].init(1);
       shared.item_empty[stage].init(4);
     }
+    for (Barrier& empty : shared.slopes_empty) empty.init(4 * Shape::kConsumers);
     shared.keys_full.init(kTurns ? 2 : 128);
     shared.keys_empty.init(4 * Shape::kConsumers);
     shared.gradients_full.init(4 * Shape::kConsumers);
@@ -46,7 +48,7 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
   allow_launch_after();
   __syncthreads();
   if (threadIdx.x < 128) {
-    give_registers<kTurns ? 24 : 40>();
+    give_registers<kTurns ? 24 : 56>();
     if constexpr (kTurns) {
       switch (threadIdx.x / 32) {
         case 0: TileFeeder<kDim>(chunk, shared).run(); break;
@@ -58,7 +60,7 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
       Gatherer<T, kDim>(chunk, shared).run();
     }
   } else {
-    take_registers<kTurns ? 240 : 232>();
+    take_registers<kTurns ? 240 : 224>();
     // From lane 0, so that the compiler knows it to be the same in all lanes and keeps operands' descriptors in uniform
     // registers: products of 32 cycles wait otherwise for those of the next to be moved there.
     const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0) - 1;

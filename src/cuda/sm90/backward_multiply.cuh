@@ -29,134 +29,151 @@ class Multiplier {
       : chunk_(chunk), shared_(shared), warpgroup_(warpgroup) {}
 
   __device__ void run() {
-    float dk[kDim / 2], dv[kDim / 2];
-    std::uint32_t keys_parity = 0;
+    float dk[kDim / 2], dv[kDim / 2], p[kRows / 2];
+    if (warpgroup_ == 1) named_arrive(kCoreBarriers, 256);
     shared_.full[0].wait(0);
-    for (;;) {
-      const TileHeader header = shared_.headers[place_.stage];
-      if (header.item < 0) break;
-      if (header.flags & kFirstTile) {
-        shared_.keys_full.wait(keys_parity);
-        keys_parity ^= 1u;
-        fence_async_proxy();  // cp.async wrote the operands as ordinary stores
-      }
-      multiply(header.flags, dk, dv);
-      if (header.flags & kLastTile) store_sums(header, dk, dv);
+    TileHeader header = shared_.headers[0];
+    while (header.item >= 0) {
+      if (header.flags & kFirstTile) first_scores(p, header.flags);
+      header = run_tile(header, p, dk, dv);
     }
+    if (warpgroup_ == 0) named_sync(kCoreBarriers, 256);
   }
 
  private:
-  static constexpr int kSlopeBarriers = 2;  // the first of four: 2 * buffer + the warpgroup that waits
-  /// The left operand of dV is ready before dP is, but D = 64 has no registers for it then.
-  static constexpr bool kEarlyValues = kDim == 128;
+  // Named barriers, the first of two: one for each warpgroup that waits.
+  static constexpr int kCoreBarriers = 2;        // for its turn at the tensor cores
+  static constexpr int kLastSlopesBarriers = 4;  // for the other's slopes of an item's last tile
 
-  /// One tile. The products are queued so that the tensor cores have work while this warpgroup computes: dQ of the tile
-  /// before under the exponentials, dV under dS, dK and the next tile's S where one tile ends and the next begins.
-  __device__ __forceinline__ void multiply(int flags, float (&dk)[kDim / 2], float (&dv)[kDim / 2]) {
-    const bool first = flags & kFirstTile, masked = flags & kMaskedTile, last = flags & kLastTile;
-    const int stage = place_.stage;
-    const BackwardStage<kDim>& tile = shared_.stages[stage];
-    const int thread = thread_again(), lane = thread & 31, warp = thread >> 5 & 3;
-    const int first_key = warpgroup_ * 64;
-    float p[kRows / 2], ds[kRows / 2], dq[32];
-    hold_registers(dk);
-    hold_registers(dv);
-    wgmma_fence();
-    wgmma_tiles<T, kRows, kDim / 16, Major::K, Major::K>(p, tile_descriptor<Major::K>(shared_.k, kUnitKeys, first_key),
-                                                         kUnitKeys, tile_descriptor<Major::K>(tile.q, kRows), kRows,
-                                                         false);
-    wgmma_commit();
-    // An item's first tile has none before it: the product is made of anything, and not stored.
-    if (!first) named_sync(kSlopeBarriers + 2 * (buffer_ ^ 1) + warpgroup_, 256);
-    multiply_queries(buffer_ ^ 1, dq);
-    wgmma_wait<1>();
+  __device__ __forceinline__ void first_scores(float (&p)[kRows / 2], int flags) {
+    shared_.keys_full.wait(keys_parity_);
+    keys_parity_ ^= 1u;
+    fence_async_proxy();  // cp.async wrote the operands as ordinary stores
+    multiply_scores(p);
+    wgmma_wait<0>();
     hold_registers(p);
-    hold_registers(dk);
-    hold_registers(dv);
-    if (!first) release(lane);
+    exponentials(p, flags);
+  }
 
-    const int column = 2 * (lane & 3), key = first_key + warp * 16 + (lane >> 2);
+  /// From P of a tile to that of the next, whose header is the result. After dP and dS, four products follow each
+  /// other: dQ of the tile before, dV and dK of this one, S of the next. The warpgroups take turns at these, so that
+  /// one multiplies while the other computes; what one has stored before it gave the turn away, the other may read.
+  __device__ __forceinline__ TileHeader run_tile(const TileHeader& header, float (&p)[kRows / 2], float (&dk)[kDim / 2],
+                                                 float (&dv)[kDim / 2]) {
+    const bool first = header.flags & kFirstTile;
+    const BackwardStage<kDim>& tile = shared_.stages[place_.stage];
+    std::uint32_t p_packed[kRows / 4], ds_packed[kRows / 4];
+    multiply_slopes(tile, header.flags, p, p_packed, ds_packed);
+    shared_.slopes_empty[buffer_].wait(slopes_parity_ ^ 1u);
+    store_slopes(ds_packed);
+    place_.advance();
+    shared_.full[place_.stage].wait(place_.parity);
+    const TileHeader next = shared_.headers[place_.stage];
+    // Of the slopes, and of the next tile, which cp.async wrote as ordinary stores.
+    fence_async_proxy();
+    if (header.flags & kLastTile) named_arrive(kLastSlopesBarriers + (warpgroup_ ^ 1), 256);
+
+    named_sync(kCoreBarriers + warpgroup_, 256);
+    float dq[32];
+    multiply_queries(buffer_ ^ 1, dq);  // of anything for an item's first tile, and not stored
+    wgmma_fence();
+    wgmma_tiles<T, kDim, kRows / 16, Major::MN>(dv, p_packed, tile_descriptor<Major::MN>(tile.dout, kRows), kRows,
+                                                !first);
+    wgmma_commit();
+    wgmma_wait<1>();
+    hold_registers(dq);
+    if (!first) give_queries(buffer_ ^ 1, dq);
+    wgmma_fence();
+    // Both operands from shared memory: there are no registers for dS beside dQ and the next S.
+    wgmma_tiles<T, kDim, kRows / 16, Major::K, Major::MN>(
+        dk, tile_descriptor<Major::K>(shared_.slopes[buffer_], kUnitKeys, warpgroup_ * 64), kUnitKeys,
+        tile_descriptor<Major::MN>(tile.q, kRows), kRows, !first);
+    wgmma_commit();
+    wgmma_wait<1>();
+    hold_registers(dv);
+    multiply_scores(p);  // with other keys than its own for another item's first tile, and made again
+    named_arrive(kCoreBarriers + (warpgroup_ ^ 1), 256);
+    wgmma_wait<1>();
+    hold_registers(dk);
+    __syncwarp();
+    arrive_by_one(shared_.empty[place_.stage == 0 ? Shape::kStages - 1 : place_.stage - 1]);
+    wgmma_wait<0>();
+    hold_registers(p);
+    if (header.flags & kLastTile) {
+      named_sync(kLastSlopesBarriers + warpgroup_, 256);
+      multiply_queries(buffer_, dq);
+      wgmma_wait<0>();
+      hold_registers(dq);
+      __syncwarp();
+      arrive_by_one(shared_.keys_empty);
+      give_queries(buffer_, dq);
+      store_sums(header, dk, dv);
+    } else {
+      exponentials(p, next.flags);
+    }
+    buffer_ ^= 1;
+    if (buffer_ == 0) slopes_parity_ ^= 1u;
+    return next;
+  }
+
+  /// dQ of a tile to where it is moved from; the slopes that it was made of may go.
+  __device__ __forceinline__ void give_queries(int buffer, const float (&dq)[32]) {
+    store_queries(dq);
+    fence_async_proxy();
+    __syncwarp();
+    arrive_by_one(shared_.slopes_empty[buffer]);
+    arrive_by_one(shared_.gradients_full);
+  }
+
+  /// S^T of the tile at the place in the ring.
+  __device__ __forceinline__ void multiply_scores(float (&p)[kRows / 2]) const {
+    wgmma_fence();
+    wgmma_tiles<T, kRows, kDim / 16, Major::K, Major::K>(
+        p, tile_descriptor<Major::K>(shared_.k, kUnitKeys, warpgroup_ * 64), kUnitKeys,
+        tile_descriptor<Major::K>(shared_.stages[place_.stage].q, kRows), kRows, false);
+    wgmma_commit();
+  }
+
+  /// P from S, of the tile at the place in the ring.
+  __device__ __forceinline__ void exponentials(float (&p)[kRows / 2], int flags) const {
+    const int column = 2 * (thread_again() & 3);
 #pragma unroll
     for (int j = 0; j < kRows / 8; ++j) {
-      const float4 terms = *reinterpret_cast<const float4*>(&shared_.terms[stage][8 * j + column]);
+      const float4 terms = *reinterpret_cast<const float4*>(&shared_.terms[place_.stage][8 * j + column]);
       p[4 * j] = exp2_fast(fmaf(p[4 * j], chunk_.softmax_scale * kLog2E, -terms.x));
       p[4 * j + 1] = exp2_fast(fmaf(p[4 * j + 1], chunk_.softmax_scale * kLog2E, -terms.z));
       p[4 * j + 2] = exp2_fast(fmaf(p[4 * j + 2], chunk_.softmax_scale * kLog2E, -terms.x));
       p[4 * j + 3] = exp2_fast(fmaf(p[4 * j + 3], chunk_.softmax_scale * kLog2E, -terms.z));
     }
-    // The branch also keeps the exponentials under the product of dQ, from which the compiler would move them away.
-    if (masked) mask(p, stage, key, column);
-    wgmma_wait<0>();
-    hold_registers(dq);
-    if (!first) store_queries(dq, lane, warp);
+    if (flags & kMaskedTile) mask(p);
+  }
+
+  /// P and dS^T, rounded, from P of the tile at the place in the ring.
+  __device__ __forceinline__ void multiply_slopes(const BackwardStage<kDim>& tile, int flags, float (&p)[kRows / 2],
+                                                  std::uint32_t (&p_packed)[kRows / 4],
+                                                  std::uint32_t (&ds_packed)[kRows / 4]) const {
+    float ds[kRows / 2];
+    const int column = 2 * (thread_again() & 3);
     wgmma_fence();
-    wgmma_tiles<T, kRows, kDim / 16, Major::K, Major::K>(ds, tile_descriptor<Major::K>(shared_.v, kUnitKeys, first_key),
-                                                         kUnitKeys, tile_descriptor<Major::K>(tile.dout, kRows), kRows,
-                                                         false);
+    wgmma_tiles<T, kRows, kDim / 16, Major::K, Major::K>(
+        ds, tile_descriptor<Major::K>(shared_.v, kUnitKeys, warpgroup_ * 64), kUnitKeys,
+        tile_descriptor<Major::K>(tile.dout, kRows), kRows, false);
     wgmma_commit();
-    std::uint32_t p_packed[kRows / 4], ds_packed[kRows / 4];
-    if constexpr (kEarlyValues) {
-      pack_rows<T, kRows>(p_packed, p);
-      hold_registers(p_packed);
-      multiply_values(tile, p_packed, first, dv);
-    }
-    wgmma_wait<kEarlyValues ? 1 : 0>();
+    wgmma_wait<0>();
     hold_registers(ds);
 #pragma unroll
     for (int j = 0; j < kRows / 8; ++j) {
-      const float4 terms = *reinterpret_cast<const float4*>(&shared_.terms[stage][8 * j + column]);
+      const float4 terms = *reinterpret_cast<const float4*>(&shared_.terms[place_.stage][8 * j + column]);
       ds[4 * j] = p[4 * j] * (ds[4 * j] - terms.y);
       ds[4 * j + 1] = p[4 * j + 1] * (ds[4 * j + 1] - terms.w);
       ds[4 * j + 2] = p[4 * j + 2] * (ds[4 * j + 2] - terms.y);
       ds[4 * j + 3] = p[4 * j + 3] * (ds[4 * j + 3] - terms.w);
     }
-    if (masked) mask(ds, stage, key, column);
-    if constexpr (!kEarlyValues) {
-      pack_rows<T, kRows>(p_packed, p);
-      hold_registers(p_packed);
-      multiply_values(tile, p_packed, first, dv);
-    }
+    if (flags & kMaskedTile) mask(ds);
+    pack_rows<T, kRows>(p_packed, p);
+    hold_registers(p_packed);
     pack_rows<T, kRows>(ds_packed, ds);
     hold_registers(ds_packed);
-    store_slopes(buffer_, lane, warp, ds_packed);
-    place_.advance();
-    shared_.full[place_.stage].wait(place_.parity);
-    // Of the slopes, of dq, and of the next tile, which cp.async wrote as ordinary stores.
-    fence_async_proxy();
-    __syncwarp();
-    if (!first && lane == 0) shared_.gradients_full.arrive();
-    named_arrive(kSlopeBarriers + 2 * buffer_ + (warpgroup_ ^ 1), 256);
-    wgmma_fence();
-    wgmma_tiles<T, kDim, kRows / 16, Major::MN>(dk, ds_packed, tile_descriptor<Major::MN>(tile.q, kRows), kRows,
-                                                !first);
-    wgmma_commit();
-    wgmma_wait<0>();
-    hold_registers(dk);
-    hold_registers(dv);
-    if (last) {
-      named_sync(kSlopeBarriers + 2 * buffer_ + warpgroup_, 256);
-      multiply_queries(buffer_, dq);
-      wgmma_wait<0>();
-      hold_registers(dq);
-      hold_registers(dk);
-      hold_registers(dv);
-      release(lane);
-      if (lane == 0) shared_.keys_empty.arrive();
-      store_queries(dq, lane, warp);
-      fence_async_proxy();
-      __syncwarp();
-      if (lane == 0) shared_.gradients_full.arrive();
-    }
-    buffer_ ^= 1;
-  }
-
-  __device__ __forceinline__ void multiply_values(const BackwardStage<kDim>& tile,
-                                                  const std::uint32_t (&p_packed)[kRows / 4], bool first,
-                                                  float (&dv)[kDim / 2]) const {
-    wgmma_fence();
-    wgmma_tiles<T, kDim, kRows / 16, Major::MN>(dv, p_packed, tile_descriptor<Major::MN>(tile.dout, kRows), kRows,
-                                                !first);
-    wgmma_commit();
   }
 
   /// dQ: rows [64 * warpgroup, …) where the tile has 128, else columns [64 * warpgroup, …) of its 64 rows.
@@ -172,15 +189,13 @@ class Multiplier {
     wgmma_commit();
   }
 
-  /// The stage of the tile before the place in the ring is free for other rows.
-  __device__ __forceinline__ void release(int lane) {
-    const int stage = place_.stage == 0 ? Shape::kStages - 1 : place_.stage - 1;
-    __syncwarp();
-    if (lane == 0) shared_.empty[stage].arrive();
+  static __device__ __forceinline__ void arrive_by_one(Barrier& barrier) {
+    if ((thread_again() & 31) == 0) barrier.arrive();
   }
 
   /// dQ, for the gathering warpgroup to move to its places.
-  __device__ __forceinline__ void store_queries(const float (&dq)[32], int lane, int warp) {
+  __device__ __forceinline__ void store_queries(const float (&dq)[32]) {
+    const int thread = thread_again(), lane = thread & 31, warp = thread >> 5 & 3;
     shared_.gradients_empty.wait(gradients_parity_ ^ 1u);
     gradients_parity_ ^= 1u;
     const int first_row = (kByRows ? warpgroup_ * 64 : 0) + warp * 16, first_column = kByRows ? 0 : warpgroup_ * 64;
@@ -220,10 +235,12 @@ class Multiplier {
   }
 
   /// Zero where the row does not see the key.
-  __device__ __forceinline__ void mask(float (&x)[kRows / 2], int stage, int key, int column) const {
+  __device__ __forceinline__ void mask(float (&x)[kRows / 2]) const {
+    const int thread = thread_again(), lane = thread & 31, warp = thread >> 5 & 3;
+    const int column = 2 * (lane & 3), key = warpgroup_ * 64 + warp * 16 + (lane >> 2);
 #pragma unroll
     for (int j = 0; j < kRows / 8; ++j) {
-      const int2 last = *reinterpret_cast<const int2*>(&shared_.last_keys[stage][8 * j + column]);
+      const int2 last = *reinterpret_cast<const int2*>(&shared_.last_keys[place_.stage][8 * j + column]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (key + 8 * (i >> 1) > (i & 1 ? last.y : last.x)) x[4 * j + i] = 0.0f;
@@ -240,10 +257,10 @@ class Multiplier {
   }
 
   /// dS^T as [R / 64][128 keys][64 rows], swizzled: the left operand of dQ, contiguous along the rows.
-  __device__ __forceinline__ void store_slopes(int buffer, int lane, int warp,
-                                               const std::uint32_t (&ds)[kRows / 4]) const {
+  __device__ __forceinline__ void store_slopes(const std::uint32_t (&ds)[kRows / 4]) const {
+    const int thread = thread_again(), lane = thread & 31, warp = thread >> 5 & 3;
     const int key = warpgroup_ * 64 + warp * 16 + (lane & 15);
-    const std::uint32_t base = shared_address(shared_.slopes[buffer]);
+    const std::uint32_t base = shared_address(shared_.slopes[buffer_]);
 #pragma unroll
     for (int step = 0; step < kRows / 16; ++step) {
       const std::uint32_t address = base + swizzled_offset(kUnitKeys, key, 2 * step + (lane >> 4));
@@ -252,7 +269,7 @@ class Multiplier {
   }
 
   __device__ __forceinline__ void store_sums(const TileHeader& header, float (&dk)[kDim / 2], float (&dv)[kDim / 2]) {
-    const BackwardItem item = chunk_.items[header.item];
+    const BackwardItem& item = chunk_.items[header.item];
     const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5 & 3;
     const int key = warpgroup_ * 64 + warp * 16 + (lane >> 2);
 #pragma unroll
@@ -263,7 +280,7 @@ class Multiplier {
       store_key_floats<false>(dv, slab + (kUnitKeys + key) * kDim, kDim, key, header.keys);
       return;
     }
-    const Unit unit(chunk_, item.unit, kRows);
+    const KeyUnit& unit = item.unit;
     const std::int64_t first = unit.first_key + key;
     if (chunk_.sums != nullptr) {
       const std::int64_t kv_head = unit.kv_head - chunk_.first_kv_head;
@@ -324,7 +341,7 @@ class Multiplier {
   const int warpgroup_;
   RingPlace<Shape::kStages> place_;
   int buffer_ = 0;
-  std::uint32_t gradients_parity_ = 0;
+  std::uint32_t keys_parity_ = 0, gradients_parity_ = 0, slopes_parity_ = 0;
 };
 
 }  // namespace moba::cuda

@@ -58,8 +58,8 @@ __device__ __forceinline__ void pack_tile(const BackwardChunk& chunk, int head, 
 /// Thread blocks (block, head, z): the tiles z, z + gridDim.z, … of the block's list and own rows.
 __global__ void __launch_bounds__(kThreads) pack_tiles_kernel(const BackwardChunk chunk) {
   const int head = static_cast<int>(blockIdx.y), kv_head = head / chunk.group;
-  const Unit unit(chunk, (kv_head * static_cast<std::uint32_t>(chunk.block_rows) + blockIdx.x) * chunk.unit_tiles,
-                  kRows);
+  const KeyUnit unit =
+      key_unit(chunk, (kv_head * static_cast<std::uint32_t>(chunk.block_rows) + blockIdx.x) * chunk.unit_tiles, kRows);
   if (unit.keys == 0) return;
   const ListedRows listed(chunk, unit, chunk.first_kv_head * chunk.group + head);
   const int listed_tiles = static_cast<int>((listed.count + kRows - 1) / kRows);

@@ -51,13 +51,14 @@ struct BackwardShared {
   alignas(1024) std::uint16_t k[kUnitKeys * kDim];
   alignas(1024) std::uint16_t v[kUnitKeys * kDim];
   BackwardStage<kDim> stages[Shape::kStages];
-  // dS^T: R / 64 panels of [128 keys, 64 rows]. Two, so that one barrier a tile is enough.
+  // dS^T of a tile and of the one before, of which dQ is still to be made: R / 64 panels of [128 keys, 64 rows].
   alignas(1024) std::uint16_t slopes[2][kUnitKeys * Shape::kRows];
   alignas(16) RowTerm terms[Shape::kStages][Shape::kRows];
   alignas(16) std::int32_t last_keys[Shape::kStages][Shape::kRows];       // the last key of the unit that the row sees
   alignas(128) char query_gradients[GradientRows<kDim, kTurns>::kBytes];  // dq of a tile
   TileHeader headers[Shape::kStages];
   Barrier full[Shape::kStages], empty[Shape::kStages];
+  Barrier slopes_empty[2];
   Barrier keys_full, keys_empty;
   Barrier gradients_full, gradients_empty;
   std::int32_t next_item;

@@ -18,7 +18,7 @@ __device__ __forceinline__ void add_slabs(const BackwardChunk& chunk) {
   take_batches(&chunk.counters[kNextSlabRows], total, 1, [&](std::int64_t at, int) {
     const std::int32_t index = chunk.cut_units[at / kPartsOfUnit];
     const UnitSlabs slabs = chunk.unit_slabs[index];
-    const Unit unit(chunk, static_cast<std::uint32_t>(index), tile_rows_of(kDim));
+    const KeyUnit unit = key_unit(chunk, static_cast<std::uint32_t>(index), tile_rows_of(kDim));
     const int row = static_cast<int>(at % kPartsOfUnit) * kSlabRows, of = row / kUnitKeys;  // of: 0 dk, 1 dv
     const int key = row % kUnitKeys, keys = min(kSlabRows, unit.keys - key);
     const RowsOf& gradient = of == 0 ? chunk.dk : chunk.dv;

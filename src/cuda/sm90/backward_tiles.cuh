@@ -7,55 +7,38 @@
 
 namespace moba::cuda {
 
-/// 128 keys of a block of one key/value head.
-struct Unit {
-  std::int64_t first_key = 0;  // packed
-  int keys = 0;                // 0: the block has no such unit
-  int part_of_block = 0;
-  int kv_head = 0;  // of all
-  std::int64_t block_row = 0;
-  // Rows of the chunk, from chunk.first_row, that stand in the block at or after the unit, and those before them in
-  // the same tile: the tiles of own rows begin at the same rows for all units of a block.
-  int own_row = 0, own_rows = 0;
-  int own_tile = 0;  // the first one's number in the block
-
-  /// Units of a head come one after the other, so that its rows stay in the L2 cache.
-  __device__ Unit(const BackwardChunk& chunk, std::uint32_t index, int tile_rows) {
-    const std::uint32_t of_head = static_cast<std::uint32_t>(chunk.block_rows) * chunk.unit_tiles;
-    const std::uint32_t head = index / of_head, of_block = (index - head * of_head) / chunk.unit_tiles;
-    kv_head = chunk.first_kv_head + static_cast<int>(head);
-    block_row = of_block;
-    part_of_block = static_cast<int>(index - head * of_head - of_block * chunk.unit_tiles);
-    const BlockSpan block = chunk.block_spans[block_row];
-    const int before = part_of_block * kUnitKeys;
-    first_key = block.first_key + before;
-    keys = max(min(block.keys - before, kUnitKeys), 0);
-    if (keys == 0) return;
-    // Row r of the sequence stands at the key (packed) k_begin + r - q_begin + k_length - q_length.
-    const SequenceSpan sequence = chunk.sequences[block.sequence];
-    const std::int64_t shift = sequence.q_begin - sequence.k_begin - sequence.k_length + sequence.q_length;
-    const std::int64_t begin = max(max(block.first_key + shift, sequence.q_begin), chunk.first_row);
-    const std::int64_t end = min(min(block.first_key + block.keys + shift, sequence.q_begin + sequence.q_length),
-                                 chunk.first_row + chunk.rows);
-    own_tile = static_cast<int>(max(first_key + shift - begin, std::int64_t{0})) / tile_rows;
-    own_row = static_cast<int>(begin - chunk.first_row) + own_tile * tile_rows;
-    own_rows = max(static_cast<int>(end - chunk.first_row) - own_row, 0);
-    row_shift_ = chunk.first_row - shift - first_key;
-  }
-
-  /// The key of the unit at which an own row of the chunk stands; below 0: before the unit, from 128 on: after it.
-  __device__ std::int64_t key_of(std::int64_t row) const { return row + row_shift_; }
-
- private:
-  std::int64_t row_shift_ = 0;
-};
+/// Units of a head come one after the other, so that its rows stay in the L2 cache.
+__device__ inline KeyUnit key_unit(const BackwardChunk& chunk, std::uint32_t index, int tile_rows) {
+  KeyUnit unit{};
+  const std::uint32_t of_head = static_cast<std::uint32_t>(chunk.block_rows) * chunk.unit_tiles;
+  const std::uint32_t head = index / of_head, of_block = (index - head * of_head) / chunk.unit_tiles;
+  unit.kv_head = chunk.first_kv_head + static_cast<int>(head);
+  unit.block_row = static_cast<int>(of_block);
+  unit.part_of_block = static_cast<int>(index - head * of_head - of_block * chunk.unit_tiles);
+  const BlockSpan block = chunk.block_spans[of_block];
+  const int before = unit.part_of_block * kUnitKeys;
+  unit.first_key = block.first_key + before;
+  unit.keys = max(min(block.keys - before, kUnitKeys), 0);
+  if (unit.keys == 0) return unit;
+  // Row r of the sequence stands at the key (packed) k_begin + r - q_begin + k_length - q_length.
+  const SequenceSpan sequence = chunk.sequences[block.sequence];
+  const std::int64_t shift = sequence.q_begin - sequence.k_begin - sequence.k_length + sequence.q_length;
+  const std::int64_t begin = max(max(block.first_key + shift, sequence.q_begin), chunk.first_row);
+  const std::int64_t end = min(min(block.first_key + block.keys + shift, sequence.q_begin + sequence.q_length),
+                               chunk.first_row + chunk.rows);
+  unit.own_tile = static_cast<int>(max(unit.first_key + shift - begin, std::int64_t{0})) / tile_rows;
+  unit.own_row = static_cast<int>(begin - chunk.first_row) + unit.own_tile * tile_rows;
+  unit.own_rows = max(static_cast<int>(end - chunk.first_row) - unit.own_row, 0);
+  if (unit.own_rows > 0) unit.own_key = static_cast<int>(unit.own_row + chunk.first_row - shift - unit.first_key);
+  return unit;
+}
 
 /// The entries of the rows of a query head that chose the unit's block.
 struct ListedRows {
   std::int64_t begin = 0, count = 0;
   std::int64_t of_list = 0;  // the first entry of all blocks of the list
 
-  __device__ ListedRows(const BackwardChunk& chunk, const Unit& unit, int head) {
+  __device__ ListedRows(const BackwardChunk& chunk, const KeyUnit& unit, int head) {
     if (chunk.budget == 0) return;
     const int list = static_cast<int>(static_cast<std::int64_t>(head) * chunk.selection_heads / chunk.heads) -
                      chunk.first_selection_head;
@@ -67,7 +50,7 @@ struct ListedRows {
 };
 
 /// Tiles of all query heads of the unit.
-__device__ inline std::int64_t tiles_of(const BackwardChunk& chunk, const Unit& unit, int tile_rows) {
+__device__ inline std::int64_t tiles_of(const BackwardChunk& chunk, const KeyUnit& unit, int tile_rows) {
   std::int64_t tiles = 0;
   for (int member = 0; member < chunk.group; ++member) {
     const ListedRows listed(chunk, unit, unit.kv_head * chunk.group + member);
@@ -78,13 +61,12 @@ __device__ inline std::int64_t tiles_of(const BackwardChunk& chunk, const Unit& 
 
 /// The number of the first tile of a block's own rows, and of those of a list of a head, among those of the head of the
 /// chunk: no two tiles have the same, because each block of a list has at most one tile that is not full.
-__device__ inline int first_own_tile(const Unit& unit, int tile_rows) {
-  return (unit.own_row - unit.own_tile * tile_rows) / tile_rows + unit.own_tile + static_cast<int>(unit.block_row);
+__device__ inline int first_own_tile(const KeyUnit& unit, int tile_rows) {
+  return (unit.own_row - unit.own_tile * tile_rows) / tile_rows + unit.own_tile + unit.block_row;
 }
-__device__ inline int first_listed_tile(const BackwardChunk& chunk, const Unit& unit, const ListedRows& listed,
+__device__ inline int first_listed_tile(const BackwardChunk& chunk, const KeyUnit& unit, const ListedRows& listed,
                                         int tile_rows) {
-  return chunk.own_tiles + static_cast<int>((listed.begin - listed.of_list) / tile_rows) +
-         static_cast<int>(unit.block_row);
+  return chunk.own_tiles + static_cast<int>((listed.begin - listed.of_list) / tile_rows) + unit.block_row;
 }
 
 /// A packed tile of query rows.
@@ -98,8 +80,9 @@ struct PackedTile {
 /// that in which units of a block that start together come to a tile together: lists of all heads, then own rows from
 /// the end of the block, which all units have, to its beginning.
 template <int kRows, class Visit>
-__device__ __forceinline__ void for_each_tile(const BackwardChunk& chunk, const BackwardItem& item, const Unit& unit,
+__device__ __forceinline__ void for_each_tile(const BackwardChunk& chunk, const BackwardItem& item,
                                               const Visit& visit) {
+  const KeyUnit& unit = item.unit;
   int skip = item.first_tile, left = max(item.tiles, 1);
   const int own_tiles = (unit.own_rows + kRows - 1) / kRows;
   bool first = true;
