@@ -55,6 +55,7 @@ class PlaceSums {
           } else {
             add_listed(stage, place, count, listed, sums);
           }
+          fence_async_proxy();  // the copy engine's next stores come after these loads
           __syncwarp();
           order(stage);
           ring.advance();
