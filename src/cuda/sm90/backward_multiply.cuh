@@ -49,10 +49,13 @@ class Multiplier {
     shared_.keys_full.wait(keys_parity_);
     keys_parity_ ^= 1u;
     fence_async_proxy();  // cp.async wrote the operands as ordinary stores
-    multiply_scores(p);
+    float scores[kRows / 2];  // not p: with two places that multiply into it D = 64 spills
+    multiply_scores(scores);
     wgmma_wait<0>();
-    hold_registers(p);
-    exponentials(p, flags);
+    hold_registers(scores);
+    exponentials(scores, flags);
+#pragma unroll
+    for (int i = 0; i < kRows / 2; ++i) p[i] = scores[i];
   }
 
   /// From P of a tile to that of the next, whose header is the result. After dP and dS, four products follow each
