@@ -63,16 +63,11 @@ struct WarpRow {
   }
 };
 
-/// Calls visit(first, count) for batches of `size` of `total` numbers, taken from a counter; the same in all lanes.
-template <class Visit>
-__device__ __forceinline__ void take_batches(std::int32_t* counter, std::int64_t total, int size, Visit&& visit) {
-  for (;;) {
-    int taken = 0;
-    if ((threadIdx.x & 31) == 0) taken = atomicAdd(counter, 1);
-    const std::int64_t first = static_cast<std::int64_t>(__shfl_sync(0xffffffffu, taken, 0)) * size;
-    if (first >= total) return;
-    visit(first, static_cast<int>(min(std::int64_t{size}, total - first)));
-  }
+/// The next number of a counter; the same in all lanes.
+__device__ __forceinline__ std::int64_t take_number(std::int32_t* counter) {
+  std::int32_t taken = 0;
+  if ((threadIdx.x & 31) == 0) taken = atomicAdd(counter, 1);
+  return __shfl_sync(0xffffffffu, taken, 0);
 }
 
 }  // namespace moba::cuda

@@ -84,10 +84,8 @@ class PlaceSums {
   static __device__ __forceinline__ int lane() { return Row::lane(); }
 
   __device__ __forceinline__ Rows take_rows() {
-    std::int32_t taken = 0;
-    if (lane() == 0) taken = atomicAdd(&chunk_.counters[kNextRows], 1);
     const std::uint32_t heads = static_cast<std::uint32_t>(chunk_.kv_heads * chunk_.group);
-    const std::int64_t all = chunk_.rows * heads, first = std::int64_t{__shfl_sync(kAll, taken, 0)} * 32;
+    const std::int64_t all = chunk_.rows * heads, first = take_number(&chunk_.counters[kNextRows]) * 32;
     Rows rows;
     if (first >= all) return rows;
     rows.first = static_cast<std::uint32_t>(first);

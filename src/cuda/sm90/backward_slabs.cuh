@@ -15,7 +15,8 @@ __device__ __forceinline__ void add_slabs(const BackwardChunk& chunk) {
   using Row = WarpRow<T, kDim>;
   constexpr int kPartsOfUnit = 2 * kUnitKeys / kSlabRows;
   const std::int64_t total = std::int64_t{chunk.counters[kCutUnitCount]} * kPartsOfUnit;
-  take_batches(&chunk.counters[kNextSlabRows], total, 1, [&](std::int64_t at, int) {
+  for (std::int64_t at = take_number(&chunk.counters[kNextSlabRows]); at < total;
+       at = take_number(&chunk.counters[kNextSlabRows])) {
     const std::int32_t index = chunk.cut_units[at / kPartsOfUnit];
     const UnitSlabs slabs = chunk.unit_slabs[index];
     const KeyUnit unit = key_unit(chunk, static_cast<std::uint32_t>(index), tile_rows_of(kDim));
@@ -50,7 +51,7 @@ __device__ __forceinline__ void add_slabs(const BackwardChunk& chunk) {
         Row::store(out + i * gradient.token_stride, sums[i]);
       }
     }
-  });
+  }
 }
 
 }  // namespace moba::cuda
