@@ -10,6 +10,7 @@
 #include "cuda/device/barrier.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/softmax.cuh"
+#include "cuda/device/thread.cuh"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/instances.h"
 #include "cuda/sm90/own_feed.cuh"
@@ -20,11 +21,6 @@ namespace moba::cuda {
 namespace {
 
 using namespace own;
-
-/// Made known to the compiler as the same in all lanes.
-__device__ __forceinline__ int uniform(int value) {
-  return __shfl_sync(0xffffffffu, value, 0);
-}
 
 /// A multiplying warpgroup's way through the ring of pieces.
 template <class T, int kDim>

@@ -6,6 +6,7 @@
 #include "cuda/device/barrier.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/softmax.cuh"
+#include "cuda/device/thread.cuh"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/backward_move.cuh"
 #include "cuda/sm90/backward_shared.cuh"
@@ -53,7 +54,6 @@ class Gatherer {
   static constexpr int kItemWords = sizeof(BackwardItem) / 4;
 
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) & 31; }
-  static __device__ __forceinline__ int uniform(int x) { return Rows::uniform(x); }
 
   // An item is claimed, and what it is about brought, while the last tiles of the one before are gathered; no earlier,
   // because an item that waits here is one that no other thread block can take.
@@ -199,9 +199,7 @@ class Gatherer {
   /// Keys and values of the unit; zeros after the last, so that nothing of another block can spoil a product.
   __device__ void load_keys(const KeyUnit& unit) {
     shared_.keys_empty.wait(keys_parity_ ^ 1u);
-    // Found here and not for all tiles, for which there are no registers.
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    const int thread = thread_again();
     const int chunk = thread % kChunks;
     const T* k = static_cast<const T*>(chunk_.k.data) + unit.first_key * chunk_.k.token_stride +
                  unit.kv_head * chunk_.k.head_stride + chunk * 8;

@@ -14,6 +14,7 @@
 
 #include "cuda/dependent_launch.h"
 #include "cuda/device/barrier.cuh"
+#include "cuda/device/thread.cuh"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/backward_feed.cuh"
 #include "cuda/sm90/backward_gather.cuh"
@@ -61,9 +62,9 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
     }
   } else {
     take_registers<kTurns ? 240 : 224>();
-    // From lane 0, so that the compiler knows it to be the same in all lanes and keeps operands' descriptors in uniform
-    // registers: products of 32 cycles wait otherwise for those of the next to be moved there.
-    const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0) - 1;
+    // So that the compiler keeps operands' descriptors in uniform registers: products of 32 cycles wait otherwise for
+    // those of the next to be moved there.
+    const int warpgroup = uniform(static_cast<int>(threadIdx.x) / 128) - 1;
     Multiplier<T, kDim, kTurns>(chunk, shared, warpgroup).run();
   }
 }

@@ -3,6 +3,7 @@
 
 #include "cuda/device/barrier.cuh"
 #include "cuda/device/copy.cuh"
+#include "cuda/device/thread.cuh"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/backward_shared.cuh"
 
@@ -22,8 +23,6 @@ struct GatheredRows {
     const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
     return lane / kRowsAtOnce * kTurn + warp * kRowsAtOnce + lane % kRowsAtOnce;
   }
-  /// What is the same in all lanes, so that the compiler knows: what follows from it needs no registers of lanes.
-  static __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 };
 
 template <class T, int kDim>
@@ -61,7 +60,7 @@ class RowMover {
   __device__ __forceinline__ void move_rows(std::uint32_t place) const {
     constexpr int kRowBytes = GradientRows<kDim, false>::kRowBytes;
     const std::uint32_t from = shared_address(shared_.query_gradients) +
-                               Rows::uniform(static_cast<int>(threadIdx.x) >> 5) * Rows::kRowsAtOnce * kRowBytes;
+                               uniform(static_cast<int>(threadIdx.x) >> 5) * Rows::kRowsAtOnce * kRowBytes;
     const std::uint64_t policy = evict_first();
 #pragma unroll 4
     for (int i = 0; i < Rows::kWarpRows; ++i) {

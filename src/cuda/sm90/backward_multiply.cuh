@@ -7,6 +7,7 @@
 #include "cuda/device/element.cuh"
 #include "cuda/device/quad.cuh"
 #include "cuda/device/softmax.cuh"
+#include "cuda/device/thread.cuh"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/backward_shared.cuh"
@@ -249,14 +250,6 @@ class Multiplier {
         if (key + 8 * (i >> 1) > (i & 1 ? last.y : last.x)) x[4 * j + i] = 0.0f;
       }
     }
-  }
-
-  /// threadIdx.x, which the compiler must not keep: addresses made from it are made anew for each tile, because there
-  /// are no registers to hold them beside the accumulators.
-  static __device__ __forceinline__ int thread_again() {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
   }
 
   /// dS^T as [R / 64][128 keys][64 rows], swizzled: the left operand of dQ, contiguous along the rows.
