@@ -62,7 +62,7 @@ class TileFeeder : public PackedWalk<kDim> {
     });
     shared_.empty[place_.stage].wait(place_.parity ^ 1u);
     if (lane() == 0) {
-      shared_.headers[place_.stage] = {-1, 0, 0, 0};
+      shared_.headers[place_.stage] = {-1, 0};
       shared_.full[place_.stage].arrive();
     }
   }
@@ -81,8 +81,7 @@ class TileFeeder : public PackedWalk<kDim> {
     if (lane() == 0) {
       const bool masked = unit.keys < kUnitKeys || diagonal < kUnitKeys - 1;
       shared_.headers[stage] = {
-          index, (tile.first ? kFirstTile : 0) | (tile.last ? kLastTile : 0) | (masked ? kMaskedTile : 0), unit.keys,
-          0};
+          index, (tile.first ? kFirstTile : 0) | (tile.last ? kLastTile : 0) | (masked ? kMaskedTile : 0)};
       constexpr int kElements = kRows * kDim;
       const std::uint16_t* rows = chunk_.tiles + static_cast<std::uint64_t>(tile.number) * (2 * kElements);
       Barrier* full = &shared_.full[stage];

@@ -41,7 +41,7 @@ class Gatherer {
     prepare_item();
     while (index_ >= 0) run_item(index_, item_of(words_));
     shared_.empty[place_.stage].wait(place_.parity ^ 1u);
-    if (threadIdx.x == 0) shared_.headers[place_.stage] = {-1, 0, 0, 0};
+    if (threadIdx.x == 0) shared_.headers[place_.stage] = {-1, 0};
     shared_.full[place_.stage].arrive();
     shared_.full[place_.stage].arrive();
     mover_.drain(0);
@@ -161,7 +161,7 @@ class Gatherer {
     if (masked && lane() < kWarpRows) {
       shared_.last_keys[stage][at] = min(own ? min(diagonal + at, kUnitKeys) : kUnitKeys, unit.keys - 1);
     }
-    if (threadIdx.x == 0) shared_.headers[stage] = {item, flags | (masked ? kMaskedTile : 0), unit.keys, 0};
+    if (threadIdx.x == 0) shared_.headers[stage] = {item, flags | (masked ? kMaskedTile : 0)};
     shared_.full[stage].arrive();
     place_.advance();
     // Before the consumers give the keys back they need room for dq of the tile before.

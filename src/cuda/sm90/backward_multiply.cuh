@@ -266,26 +266,26 @@ class Multiplier {
 
   __device__ __forceinline__ void store_sums(const TileHeader& header, float (&dk)[kDim / 2], float (&dv)[kDim / 2]) {
     const BackwardItem& item = chunk_.items[header.item];
+    const KeyUnit& unit = item.unit;
     const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5 & 3;
     const int key = warpgroup_ * 64 + warp * 16 + (lane >> 2);
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) dk[i] *= chunk_.softmax_scale;
     if (item.slab >= 0) {
       float* slab = chunk_.slabs + static_cast<std::int64_t>(item.slab) * 2 * kUnitKeys * kDim;
-      store_key_floats<false>(dk, slab + key * kDim, kDim, key, header.keys);
-      store_key_floats<false>(dv, slab + (kUnitKeys + key) * kDim, kDim, key, header.keys);
+      store_key_floats<false>(dk, slab + key * kDim, kDim, key, unit.keys);
+      store_key_floats<false>(dv, slab + (kUnitKeys + key) * kDim, kDim, key, unit.keys);
       return;
     }
-    const KeyUnit& unit = item.unit;
     const std::int64_t first = unit.first_key + key;
     if (chunk_.sums != nullptr) {
       const std::int64_t kv_head = unit.kv_head - chunk_.first_kv_head;
       float* sum = chunk_.sums + (kv_head * chunk_.total_keys + first) * kDim;
-      store_key_floats<true>(dk, sum, kDim, key, header.keys);
-      store_key_floats<true>(dv, sum + chunk_.kv_heads * chunk_.total_keys * kDim, kDim, key, header.keys);
+      store_key_floats<true>(dk, sum, kDim, key, unit.keys);
+      store_key_floats<true>(dv, sum + chunk_.kv_heads * chunk_.total_keys * kDim, kDim, key, unit.keys);
     } else {
-      store_keys(dk, chunk_.dk, first, unit.kv_head, key, header.keys);
-      store_keys(dv, chunk_.dv, first, unit.kv_head, key, header.keys);
+      store_keys(dk, chunk_.dk, first, unit.kv_head, key, unit.keys);
+      store_keys(dv, chunk_.dv, first, unit.kv_head, key, unit.keys);
     }
   }
 

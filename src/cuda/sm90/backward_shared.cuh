@@ -17,12 +17,10 @@ struct BackwardShape {
   static constexpr int kRowPanels = kRows / 64;
 };
 
-/// What consumers need to know of each row of a tile.
+/// What consumers need to know of a tile.
 struct TileHeader {
   std::int32_t item;   // its index; -1: no more work
   std::int32_t flags;  // of TileFlag
-  std::int32_t keys;   // of the unit
-  std::int32_t unused;
 };
 enum TileFlag { kFirstTile = 1, kLastTile = 2, kMaskedTile = 4 };
 
