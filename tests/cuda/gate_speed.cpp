@@ -1,4 +1,5 @@
-// Times the gate's stages on the device and prints them beside their floors.
+// Times the gate's stages on the device and prints them beside their floors: cuda_gate_speed [name of a row]…, all rows
+// without a name.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -154,20 +155,31 @@ void time_case(std::int64_t n, std::int64_t heads, std::int64_t kv_heads, std::i
 }  // namespace
 }  // namespace moba::test
 
-int main(int argc, char**) {
-  using moba::test::time_case;
+int main(int argc, char** argv) {
   constexpr std::int64_t kK = 1024;
-  time_case(8 * kK, 16, 16, 128, 512, 3, false);
-  time_case(32 * kK, 16, 16, 128, 512, 3, false);
-  time_case(32 * kK, 16, 16, 128, 128, 8, false);
-  time_case(128 * kK, 16, 16, 128, 512, 3, false);
-  time_case(128 * kK, 16, 16, 128, 128, 8, false);
-  time_case(128 * kK, 16, 16, 128, 4096, 12, false);
-  if (argc > 1) return 0;  // a short run
-  time_case(128 * kK, 32, 8, 128, 128, 8, false);
-  time_case(64 * kK, 4, 4, 64, 64, 8, false);
-  time_case(128 * kK, 16, 16, 128, 128, 8, true);
-  time_case(512 * kK, 16, 16, 128, 128, 8, false);
-  time_case(1024 * kK, 16, 16, 128, 4096, 12, false);
+  struct Row {
+    const char* name;
+    std::int64_t tokens, heads, kv_heads, dim, block_size, top_k;
+    bool skewed = false;
+  };
+  constexpr Row kRows[] = {
+      {"8K 512,3", 8 * kK, 16, 16, 128, 512, 3},
+      {"32K 512,3", 32 * kK, 16, 16, 128, 512, 3},
+      {"32K 128,8", 32 * kK, 16, 16, 128, 128, 8},
+      {"128K 512,3", 128 * kK, 16, 16, 128, 512, 3},
+      {"128K 128,8", 128 * kK, 16, 16, 128, 128, 8},
+      {"128K 4096,12", 128 * kK, 16, 16, 128, 4096, 12},
+      {"128K 32/8 128,8", 128 * kK, 32, 8, 128, 128, 8},
+      {"64K d64 64,8", 64 * kK, 4, 4, 64, 64, 8},
+      {"128K 128,8 first", 128 * kK, 16, 16, 128, 128, 8, true},
+      {"512K 128,8", 512 * kK, 16, 16, 128, 128, 8},
+      {"1M 4096,12", 1024 * kK, 16, 16, 128, 4096, 12},
+  };
+  for (const Row& row : kRows) {
+    bool asked = argc == 1;
+    for (int i = 1; i < argc; ++i) asked |= std::strcmp(argv[i], row.name) == 0;
+    if (!asked) continue;
+    moba::test::time_case(row.tokens, row.heads, row.kv_heads, row.dim, row.block_size, row.top_k, row.skewed);
+  }
   return 0;
 }
