@@ -1,5 +1,5 @@
 // The first warpgroup of the products of attend_backward where tiles are packed: single threads that have the copy
-// engine bring tiles of query rows and take their dq away, and two warps that copy keys and values.
+// engine bring tiles of query rows and take their dq away, and a warp that copies keys and values.
 #pragma once
 
 #include "cuda/sm90/backward_shared.cuh"
@@ -97,7 +97,7 @@ class TileFeeder : public PackedWalk<kDim> {
   RingPlace<BackwardShape<kDim>::kStages> place_;
 };
 
-/// Copies keys, or values; zeros after the last, so that nothing of another block can spoil a product.
+/// Copies keys and values; zeros after the last, so that nothing of another block can spoil a product.
 template <int kDim>
 class KeyFeeder : public PackedWalk<kDim> {
  public:
@@ -105,22 +105,13 @@ class KeyFeeder : public PackedWalk<kDim> {
   using Walk::chunk_, Walk::shared_, Walk::lane;
   using Walk::Walk;
 
-  __device__ void run(const RowsOf& tensor, std::uint16_t* tile) {
+  __device__ void run() {
     std::uint32_t parity = 0;
     this->for_each_item([&](int, const BackwardItem& item) {
-      const KeyUnit& unit = item.unit;
       shared_.keys_empty.wait(parity ^ 1u);
       parity ^= 1u;
-      constexpr int kChunks = kDim / 8, kAtOnce = 32 / kChunks;
-      const int chunk = lane() % kChunks;
-      const auto* from = static_cast<const std::uint16_t*>(tensor.data) + unit.first_key * tensor.token_stride +
-                         unit.kv_head * tensor.head_stride + chunk * 8;
-#pragma unroll 4
-      for (int key = lane() / kChunks; key < kUnitKeys; key += kAtOnce) {
-        const bool valid = key < unit.keys;
-        copy_16_async(shared_address(tile) + swizzled_offset(kUnitKeys, key, chunk),
-                      from + (valid ? key : 0) * tensor.token_stride, valid);
-      }
+      copy(chunk_.k, item.unit, shared_.k);
+      copy(chunk_.v, item.unit, shared_.v);
       copy_async_commit();
       copy_async_wait<0>();
       fence_async_proxy();
@@ -128,21 +119,41 @@ class KeyFeeder : public PackedWalk<kDim> {
       if (lane() == 0) shared_.keys_full.arrive();
     });
   }
+
+ private:
+  __device__ __forceinline__ void copy(const RowsOf& tensor, const KeyUnit& unit, std::uint16_t* tile) const {
+    constexpr int kChunks = kDim / 8, kAtOnce = 32 / kChunks;
+    const int chunk = lane() % kChunks;
+    const auto* from = static_cast<const std::uint16_t*>(tensor.data) + unit.first_key * tensor.token_stride +
+                       unit.kv_head * tensor.head_stride + chunk * 8;
+#pragma unroll 4
+    for (int key = lane() / kChunks; key < kUnitKeys; key += kAtOnce) {
+      const bool valid = key < unit.keys;
+      copy_16_async(shared_address(tile) + swizzled_offset(kUnitKeys, key, chunk),
+                    from + (valid ? key : 0) * tensor.token_stride, valid);
+    }
+  }
 };
 
-/// Takes dq of tiles away.
+/// Takes dq of tiles away, of every second one: while the dq of one tile is on its way to memory, which the turn after
+/// it waits for, the other mover waits for its turn at the next.
 template <int kDim>
 class GradientMover : public PackedWalk<kDim> {
  public:
   using Walk = PackedWalk<kDim>;
+  using typename Walk::Shared;
   using Walk::chunk_, Walk::shared_, Walk::kRows, Walk::lane;
-  using Walk::Walk;
+
+  __device__ GradientMover(const BackwardChunk& chunk, Shared& shared, int mover)
+      : Walk(chunk, shared), mover_(mover) {}
 
   __device__ void run() {
+    int turn = 0;
     this->for_each_item([&](int, const BackwardItem& item) {
       for_each_tile<kRows>(chunk_, item, [&](const PackedTile& tile) {
-        if (lane() == 0) move(tile.number, item.unit.part_of_block);
+        if (turn == mover_ && lane() == 0) move(tile.number, item.unit.part_of_block);
         __syncwarp();
+        turn ^= 1;
       });
     });
   }
@@ -154,13 +165,15 @@ class GradientMover : public PackedWalk<kDim> {
     float* to = static_cast<float*>(chunk_.partials) + static_cast<std::uint64_t>(number) * (kBytes / 4);
     const std::uint32_t from = shared_address(shared_.query_gradients);
     std::int32_t* turn = chunk_.turns + number;
-    shared_.gradients_full.wait(parity_);
+    if (part > 0) {
+      while (load_acquire(turn) != part) {
+      }
+    }
+    shared_.gradients_full[mover_].wait(parity_);
     parity_ ^= 1u;
     if (part == 0) {
       store_bulk(to, from, kBytes);
     } else {
-      while (load_acquire(turn) != part) {
-      }
       add_bulk(to, from, kBytes);
     }
     wait_bulk_reads();
@@ -169,6 +182,7 @@ class GradientMover : public PackedWalk<kDim> {
     store_release(turn, part + 1);
   }
 
+  const int mover_;
   std::uint32_t parity_ = 0;
 };
 

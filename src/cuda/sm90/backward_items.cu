@@ -1,5 +1,7 @@
 // The work list of the products: units in order of their block, so that the blocks of the beginning, which most rows
-// can choose, come first; a unit with more tiles than the limit is cut into parts of equal size.
+// can choose, come first; a unit with more tiles than the limit is cut into parts. They are of equal size, but where
+// units take turns: there all units of a block are cut at the same tiles. A part that began with tiles at which another
+// unit's part ends would wait for its turn until that part is nearly done.
 #include "cuda/cuda_check.h"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/backward_tiles.cuh"
@@ -56,10 +58,11 @@ __global__ void __launch_bounds__(kThreads)
   BackwardItem* items = chunk.items + first_item + warp_parts[warp] + before;
   if (parts == 0) return;
   const ListedRows listed(chunk, unit, unit.kv_head * chunk.group);
-  const int share = tiles / parts, larger = tiles % parts;
+  const bool turns = chunk.turns != nullptr;
+  const int share = turns ? chunk.tile_limit : tiles / parts, larger = turns ? 0 : tiles % parts;
   int first = 0;
   for (int part = 0; part < parts; ++part) {
-    const int size = share + (part < larger ? 1 : 0);
+    const int size = min(share + (part < larger ? 1 : 0), tiles - first);
     items[part] = {unit,  listed.begin, static_cast<std::int32_t>(listed.count),
                    first, size,         parts > 1 ? slab + part : -1};
     first += size;

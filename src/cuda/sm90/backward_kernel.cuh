@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
       shared.item_empty[stage].init(4);
     }
     for (Barrier& empty : shared.slopes_empty) empty.init(4 * Shape::kConsumers);
-    shared.keys_full.init(kTurns ? 2 : 128);
+    shared.keys_full.init(kTurns ? 1 : 128);
     shared.keys_empty.init(4 * Shape::kConsumers);
-    shared.gradients_full.init(4 * Shape::kConsumers);
+    for (Barrier& full : shared.gradients_full) full.init(4 * Shape::kConsumers);
     shared.gradients_empty.init(kTurns ? 1 : 4);
     fence_barrier_init();
   }
@@ -53,9 +53,8 @@ __global__ void __launch_bounds__(BackwardShape<kDim>::kThreads, 1)
     if constexpr (kTurns) {
       switch (threadIdx.x / 32) {
         case 0: TileFeeder<kDim>(chunk, shared).run(); break;
-        case 1: KeyFeeder<kDim>(chunk, shared).run(chunk.k, shared.k); break;
-        case 2: KeyFeeder<kDim>(chunk, shared).run(chunk.v, shared.v); break;
-        default: GradientMover<kDim>(chunk, shared).run();
+        case 1: KeyFeeder<kDim>(chunk, shared).run(); break;
+        default: GradientMover<kDim>(chunk, shared, static_cast<int>(threadIdx.x) / 32 - 2).run();
       }
     } else {
       Gatherer<T, kDim>(chunk, shared).run();

@@ -42,7 +42,7 @@ class RowMover {
   /// Moves dq of tiles, the oldest first, until `keep` are pending.
   __device__ __forceinline__ void drain(int keep) {
     for (; pending_ > keep; --pending_) {
-      shared_.gradients_full.wait(gradients_parity_);
+      shared_.gradients_full[0].wait(gradients_parity_);
       gradients_parity_ ^= 1u;
       move_rows(pending_ == 3 ? places_[2] : pending_ == 2 ? places_[1] : places_[0]);
       wait_bulk_reads();

@@ -120,13 +120,14 @@ class Multiplier {
     return next;
   }
 
-  /// dQ of a tile to where it is moved from; the slopes that it was made of may go.
+  /// dQ of a tile to where it is moved from; the slopes that it was made of, in `buffer`, which changes with every tile,
+  /// may go.
   __device__ __forceinline__ void give_queries(int buffer, const float (&dq)[32]) {
     store_queries(dq);
     fence_async_proxy();
     __syncwarp();
     arrive_by_one(shared_.slopes_empty[buffer]);
-    arrive_by_one(shared_.gradients_full);
+    arrive_by_one(shared_.gradients_full[kTurns ? buffer : 0]);
   }
 
   /// S^T of the tile at the place in the ring.

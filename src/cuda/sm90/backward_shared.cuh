@@ -58,7 +58,8 @@ struct BackwardShared {
   Barrier full[Shape::kStages], empty[Shape::kStages];
   Barrier slopes_empty[2];
   Barrier keys_full, keys_empty;
-  Barrier gradients_full, gradients_empty;
+  Barrier gradients_full[kTurns ? 2 : 1];  // with turns, of every second tile: one for each mover
+  Barrier gradients_empty;
   std::int32_t next_item;
   // With turns: the items that this thread block works on, in order; -1: no more.
   std::int32_t items[kItemStages];
