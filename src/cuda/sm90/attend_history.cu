@@ -15,6 +15,7 @@
 #include "cuda/device/barrier.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/softmax.cuh"
+#include "cuda/device/thread.cuh"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/instances.h"
 #include "cuda/sm90/history_producer.cuh"
@@ -85,7 +86,7 @@ template <class T, int kDim, int kKeys>
 __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<T, kDim, kKeys>& storage) {
   RingPlace<kQueryStages> q_place;
   RingPlace<kKeyStages> k_place, v_place;
-  const int group = threadIdx.x / 128 - 1;
+  const int group = uniform(static_cast<int>(threadIdx.x) / 128 - 1);
   const int row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
   const float scale_log2 = args.softmax_scale * kLog2E;
   const auto release = [](Barrier& barrier) {
@@ -179,58 +180,98 @@ __device__ __forceinline__ void consume(const HistoryArgs& args, HistoryStorage<
 #pragma unroll
   for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
 
+  // A tile whose rows are all the other warpgroup's: its steps pass without products.
+  const auto passes = [&](const TileInfo& of) { return group == 1 && of.half; };
+  bool first_step = true;  // the only one that is nobody's turn
+  const auto pass_tile = [&] {
+    for (key_tile = 0; key_tile < tile.key_tiles; ++key_tile) {
+      if (tile.keys_arrive()) {
+        storage.k_full[k_place.stage].wait(k_place.parity);
+        storage.v_full[v_place.stage].wait(v_place.parity);
+      }
+      if (!first_step) {
+        wait_for_turn();
+        pass_turn();
+      }
+      first_step = false;
+      if (tile.keys_leave()) {
+        release(storage.k_empty[k_place.stage]);
+        k_place.advance();
+        release(storage.v_empty[v_place.stage]);
+        v_place.advance();
+      }
+    }
+    release(storage.q_empty[q_place.stage]);
+    q_place.advance();
+  };
+
   tile = begin_tile();
-  if (tile.key_tiles == 0) return;
-  read_places(places);
-  storage.k_full[k_place.stage].wait(k_place.parity);
-  query_key(queries(), keys());
-  wgmma_wait<0>();
-  hold_registers(scores);
-  after_query_key(tile, 0);
-  state.update<kKeys, true>(scores, scale_log2, shrink);
-  while (true) {
-    // Here and not behind the exponentials, where ptxas would wait before them.
-    end_probability_value();
-    pack_rows<T, kKeys>(p, scores);
-    const bool ends = key_tile + 1 == tile.key_tiles;
-    TileInfo next = tile;
-    std::uint32_t next_places[2];
-    if (ends) {
-      next = begin_tile();
-      if (next.key_tiles == 0) break;
-      read_places(next_places);
+  while (tile.key_tiles > 0) {
+    if (passes(tile)) {
+      pass_tile();
+      tile = begin_tile();
+      continue;
     }
-    const int next_key_tile = ends ? 0 : key_tile + 1;
-    if (next.keys_arrive()) storage.k_full[k_place.stage].wait(k_place.parity);
-    const std::uint64_t q_tile = queries(), k_tile = keys(), v_tile = values();
-    wait_for_turn();
-    query_key(q_tile, k_tile);
-    take_last();  // beside the product of queries and keys
-    wait_for_values();
-    probability_value(v_tile);
-    pass_turn();
-    wgmma_wait<1>();
+    read_places(places);
+    if (tile.keys_arrive()) storage.k_full[k_place.stage].wait(k_place.parity);
+    if (!first_step) wait_for_turn();
+    query_key(queries(), keys());
+    if (!first_step) pass_turn();
+    first_step = false;
+    wgmma_wait<0>();
     hold_registers(scores);
-    after_query_key(next, next_key_tile);
-    if (ends) {
-      end_rows();
-      state = RowState{};
-      places[0] = next_places[0], places[1] = next_places[1];
+    key_tile = 0;
+    after_query_key(tile, 0);
+    state = RowState{};
+    state.update<kKeys, true>(scores, scale_log2, shrink);
+    values_leave = false;
+    TileInfo next;
+    while (true) {
+      // Here and not behind the exponentials, where ptxas would wait before them.
+      end_probability_value();
+      pack_rows<T, kKeys>(p, scores);
+      const bool ends = key_tile + 1 == tile.key_tiles;
+      next = tile;
+      std::uint32_t next_places[2];
+      if (ends) {
+        next = begin_tile();
+        if (next.key_tiles == 0 || passes(next)) break;
+        read_places(next_places);
+      }
+      const int next_key_tile = ends ? 0 : key_tile + 1;
+      if (next.keys_arrive()) storage.k_full[k_place.stage].wait(k_place.parity);
+      const std::uint64_t q_tile = queries(), k_tile = keys(), v_tile = values();
+      wait_for_turn();
+      query_key(q_tile, k_tile);
+      take_last();  // beside the product of queries and keys
+      wait_for_values();
+      probability_value(v_tile);
+      pass_turn();
+      wgmma_wait<1>();
+      hold_registers(scores);
+      after_query_key(next, next_key_tile);
+      if (ends) {
+        end_rows();
+        state = RowState{};
+        places[0] = next_places[0], places[1] = next_places[1];
+      }
+      state.update<kKeys, false>(scores, scale_log2, shrink);
+      hold_registers(scores);  // the exponentials beside the product of probabilities and values
+      hold_registers(state.sum);
+      values_leave = tile.keys_leave();
+      tile = next;
+      key_tile = next_key_tile;
     }
-    state.update<kKeys, false>(scores, scale_log2, shrink);
-    hold_registers(scores);  // the exponentials beside the product of probabilities and values
-    hold_registers(state.sum);
+    take_last();
+    wait_for_values();
+    probability_value(values());
     values_leave = tile.keys_leave();
+    end_probability_value();
+    end_rows();
+    store_rows<T, kDim>(ended, o);
+    ended = EndedRows<T>{};
     tile = next;
-    key_tile = next_key_tile;
   }
-  take_last();
-  wait_for_values();
-  probability_value(values());
-  wgmma_wait<0>();
-  hold_registers(o);
-  end_rows();
-  store_rows<T, kDim>(ended, o);
 }
 
 template <class T, int kDim, int kKeys>

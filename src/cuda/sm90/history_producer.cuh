@@ -26,6 +26,7 @@ struct TileInfo {
   std::int32_t key_tiles;
   std::int32_t tail;  // keys of the last tile of keys
   std::int32_t first_of_unit, last_of_unit;
+  std::int32_t half;  // whether the second half of the rows are none
 
   /// Each tile of keys comes for this tile of rows and goes after it, but for those that stay for a whole unit.
   __device__ __forceinline__ bool keys_arrive() const { return key_tiles > 1 || first_of_unit; }
@@ -209,17 +210,17 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
   Unit unit = take_unit();
   int tile = 0, tiles = unit.tiles();
   Lookup lookup[2];
-  std::int32_t keys, edges;  // of the block; 1: the first tile of its unit, 2: the last
+  std::int32_t keys, marks;  // of the block; 1: the first tile of its unit, 2: the last, 4: half a tile
   const auto look_up = [&] {
     lookup[0].find(args, unit, tile * kRows + first_row + row);
     if (row + 32 < rows) lookup[1].find(args, unit, tile * kRows + first_row + 32 + row);
     keys = unit.valid ? unit.item.keys : 0;
-    edges = (tile == 0 ? 1 : 0) + (tile + 1 == tiles ? 2 : 0);
+    marks = (tile == 0 ? 1 : 0) + (tile + 1 == tiles ? 2 : 0) + (unit.rows - tile * kRows <= kRows / 2 ? 4 : 0);
   };
   look_up();
   while (true) {
     const Lookup now[2] = {lookup[0], lookup[1]};
-    const std::int32_t now_keys = keys, now_edges = edges;
+    const std::int32_t now_keys = keys, now_marks = marks;
     if (now_keys > 0) {
       if (++tile == tiles) {
         unit = take_unit();
@@ -237,7 +238,8 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
     std::uint32_t* place = storage.place[q_place.stage] + first_row;
     if (leads) {
       const std::int32_t key_tiles = (now_keys + kKeys - 1) / kKeys;
-      storage.info[q_place.stage] = {key_tiles, now_keys - (key_tiles - 1) * kKeys, now_edges & 1, now_edges & 2};
+      storage.info[q_place.stage] = {key_tiles, now_keys - (key_tiles - 1) * kKeys, now_marks & 1, now_marks & 2,
+                                     now_marks & 4};
     }
     if (now_keys > 0) {
       place[row] = now[0].place(args);
