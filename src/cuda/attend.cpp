@@ -75,8 +75,8 @@ void attend(Context& context, const AttendArgs& args) {
       groups.heads_per_list * (dim * size_of(args.q.dtype) + static_cast<std::int64_t>(sizeof(float)));
   const std::int64_t item_rows =
       item_rows_for({0, rows, 0, lists}, budget, args.selection.block_size, groups, multiprocessors());
-  const Slice largest = largest_slice(rows, lists, budget, map.block_rows(), item_rows, pair_bytes, kOwnUnitRows,
-                                      context.workspace_limit() - map_bytes);
+  const Slice largest = largest_slice(rows, lists, budget, map.block_rows(), item_rows, pair_bytes,
+                                      own_unit_rows(args.selection.block_size), context.workspace_limit() - map_bytes);
   const std::int64_t pairs = largest.rows * largest.lists * groups.heads_per_list * budget;
   const Scratch<std::uint16_t> partial_out(context, pairs * dim, "partial results");
   // And two counters of units, and what is read beyond its end.

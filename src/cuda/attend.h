@@ -63,8 +63,13 @@ void launch_attend_history(cudaStream_t stream, DType dtype, std::int64_t head_d
 
 /// Query rows and key rows in the boxes of the maps of q, k and v for the own blocks.
 inline constexpr int kOwnRows = 64;
-/// Rows that are worked on together: where a slice begins at a multiple of them, its results do not depend on that.
-inline constexpr int kOwnUnitRows = 2 * kOwnRows;
+/// The rows that are worked on together, two or three times kOwnRows: where a slice begins at a multiple of them, its
+/// results do not depend on that. In large blocks the products take the time, and three warpgroups hide more of it and
+/// read keys and values less often; in small ones partial results do, and two leave more shared memory for what is on
+/// its way.
+constexpr int own_unit_rows(std::int64_t block_size) {
+  return (block_size < 256 ? 2 : 3) * kOwnRows;
+}
 
 struct OwnArgs {
   const void* q = nullptr;  // [Tq, H, D]

@@ -1,9 +1,9 @@
 // Causal attention inside each row's own block, and the merge with the row's partial results.
 //
-// A unit of work is 128 consecutive rows of a sequence and one head: two warpgroups multiply and merge, 64 rows each,
-// and share keys and values. Persistent thread blocks take unit after unit; own_feed.cuh says what brings them their
-// operands. Within a unit the product S = Q K^T of the next tile of keys and the scaling of O, and O += P V of this tile
-// and the exponentials of the next run side by side.
+// A unit of work is 128 or 192 consecutive rows of a sequence and one head: two or three warpgroups multiply and merge,
+// 64 rows each, and share keys and values. Persistent thread blocks take unit after unit; own_feed.cuh says what brings
+// them their operands. Within a unit the product S = Q K^T of the next tile of keys and the scaling of O, and O += P V
+// of this tile and the exponentials of the next run side by side.
 #include "cuda/attend.h"
 #include "cuda/cuda_check.h"
 #include "cuda/dependent_launch.h"
@@ -23,11 +23,11 @@ namespace {
 using namespace own;
 
 /// A multiplying warpgroup's way through the ring of pieces.
-template <class T, int kDim>
+template <class T, int kDim, int kGroups>
 struct Reader {
-  using Place = RingPlace<OwnStorage<T, kDim>::kStages>;
+  using Place = RingPlace<OwnStorage<T, kDim, kGroups>::kStages>;
 
-  OwnStorage<T, kDim>& storage;
+  OwnStorage<T, kDim, kGroups>& storage;
   Place place;
 
   __device__ __forceinline__ void wait(const Place& at) const { storage.full[at.stage].wait(at.parity); }
@@ -40,7 +40,7 @@ struct Reader {
     fence_async_proxy();
     release(at);
   }
-  /// Passes pieces that the other group reads.
+  /// Passes pieces that other groups read.
   __device__ __forceinline__ void skip(int count) {
 #pragma unroll 1
     for (; count > 0; --count) {
@@ -49,22 +49,14 @@ struct Reader {
       place.advance();
     }
   }
-  __device__ __forceinline__ T* piece(const Place& at) const { return storage.piece[at.stage]; }
+  __device__ __forceinline__ T* piece(const Place& at) const {
+    return storage.piece[at.stage];
+  }
   template <Major kMajor>
   __device__ __forceinline__ std::uint64_t descriptor(const Place& at) const {
     return uniform_descriptor(tile_descriptor<kMajor>(piece(at), kKeys));
   }
 };
-
-/// The warp's 16 rows of a swizzled tile of queries as the register operand of products.
-template <class T, int kDim>
-__device__ __forceinline__ void load_queries(std::uint32_t (&words)[kDim / 4], const T* tile) {
-  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-#pragma unroll
-  for (int step = 0; step < kDim / 16; ++step) {
-    load_matrices(words + 4 * step, shared_address(tile) + swizzled_offset(kRows, row, 2 * step + lane / 16));
-  }
-}
 
 /// The scores of keys that a row must not see become -inf: those after its position, or those before its block's start.
 /// Of the thread's two rows, both are counted from the first key of the tile.
@@ -79,26 +71,22 @@ __device__ __forceinline__ void mask_keys(float (&scores)[kKeys / 2], const std:
 }
 
 /// o * factor of the rows' own keys, and their log-sum-exps; {0, -inf} where they see none.
-template <class T, int kDim>
-__device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit& unit, const GroupPart& part,
-                                                Reader<T, kDim>& reader, float (&o)[kDim / 2], float (&factor)[2],
-                                                float (&lse)[2]) {
-  using Place = typename Reader<T, kDim>::Place;
+template <class T, int kDim, int kGroups>
+__device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit<kGroups>& unit, const GroupPart& part,
+                                                int group, std::uint32_t& q_parity, Reader<T, kDim, kGroups>& reader,
+                                                float (&o)[kDim / 2], float (&factor)[2], float (&lse)[2]) {
+  using Place = typename Reader<T, kDim, kGroups>::Place;
   const float scale_log2 = args.softmax_scale * kLog2E;
-  const int queries = uniform(unit.queries), key_tiles = uniform(unit.key_tiles);
+  const int key_tiles = uniform(unit.key_tiles);
   const int begin = uniform(part.begin), end = uniform(part.end);
   RowState state;
 #pragma unroll
   for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
-  const int queries_before = uniform(part.queries_before);
-  reader.skip(queries_before);
   if (end > begin) {
-    std::uint32_t q[kDim / 4];
-    reader.wait(reader.place);
-    load_queries<T, kDim>(q, reader.piece(reader.place));
-    reader.release_loaded(reader.place);
-    reader.place.advance();
-    reader.skip(queries - queries_before - 1 + 2 * begin);
+    OwnStorage<T, kDim, kGroups>& storage = reader.storage;
+    reader.skip(2 * begin);
+    storage.q_full[group].wait(q_parity);
+    q_parity ^= 1u;
 
     Place keys = reader.place;  // of the tile whose scores come next; its values lie one behind
     const int row = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
@@ -106,10 +94,15 @@ __device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit&
     const std::int32_t position[2] = {first + row, first + row + 8};
     float scores[kKeys / 2], shrink[2] = {0.0f, 0.0f};
     std::uint32_t p[kKeys / 4];
+    const std::uint64_t q_tile = uniform_descriptor(tile_descriptor<Major::K>(storage.q[group], kRows));
+    const auto release_queries = [&] {
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) storage.q_empty[group].arrive();
+    };
     const auto query_key = [&](const Place& at) {
       const std::uint64_t k_tile = reader.template descriptor<Major::K>(at);
       wgmma_fence();
-      wgmma_tiles<T, kKeys, kDim / 16, Major::K>(scores, q, k_tile, kKeys, false);
+      wgmma_tiles<T, kKeys, kDim / 16, Major::K, Major::K>(scores, q_tile, kRows, k_tile, kKeys, false);
       wgmma_commit();
     };
     const auto probability_value = [&](const Place& at) {
@@ -134,6 +127,7 @@ __device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit&
     wgmma_wait<0>();
     hold_registers(scores);
     reader.release(keys);
+    if (end == begin + 1) release_queries();
     mask(begin);
     state.update<kKeys, true>(scores, scale_log2, shrink);
     Place values = keys;
@@ -156,6 +150,7 @@ __device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit&
       wgmma_wait<1>();
       hold_registers(scores);
       reader.release(keys);
+      if (tile + 1 == end) release_queries();
       mask(tile);
       state.update<kKeys, false>(scores, scale_log2, shrink);
       hold_registers(scores);  // the exponentials beside the product of probabilities and values
@@ -176,35 +171,34 @@ __device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit&
     reader.release(values);
     values.advance();
     reader.place = values;
-  } else {
-    reader.skip(queries - queries_before);
   }
   reader.skip(2 * (key_tiles - end));
   state.finish(args.softmax_scale, factor, lse);
 }
 
-template <class T, int kDim>
-__device__ __forceinline__ void consume(const OwnArgs& args, OwnStorage<T, kDim>& storage) {
+template <class T, int kDim, int kGroups>
+__device__ __forceinline__ void consume(const OwnArgs& args, OwnStorage<T, kDim, kGroups>& storage) {
   const int group = uniform(threadIdx.x / 128 - 1), lane = threadIdx.x % 32;
   const int warp_row = threadIdx.x % 128 / 32 * 16;  // of the group, the warp's first
   const int row = warp_row + lane / 4;               // the thread's first; the other is 8 behind it
   RingPlace<kUnitStages> unit_place;
-  Reader<T, kDim> reader{storage, {}};
+  std::uint32_t q_parity = 0;
+  Reader<T, kDim, kGroups> reader{storage, {}};
   const std::int32_t budget = args.partials.budget;
   while (true) {
     storage.unit_full[unit_place.stage].wait(unit_place.parity);
-    const Unit& unit = storage.unit[unit_place.stage];
+    const Unit<kGroups>& unit = storage.unit[unit_place.stage];
     if (uniform(unit.rows) == 0) return;
     const GroupPart& part = unit.part[group];
     const int groups = uniform(unit.groups), group_rows = uniform(part.rows), slots = max(budget, 1);
     if (group_rows == 0) {
-      reader.skip(uniform(unit.queries) + 2 * uniform(unit.key_tiles) + groups * slots);
+      reader.skip(2 * uniform(unit.key_tiles) + groups * slots);
     } else {
       const std::int64_t first_row = unit.row + group * kRows;
       const std::int32_t head = unit.head;
       MergedRows<kDim> rows;
       float lse[2];
-      attend_own_keys<T, kDim>(args, unit, part, reader, rows.o, rows.factor, lse);
+      attend_own_keys(args, unit, part, group, q_parity, reader, rows.o, rows.factor, lse);
       attend_spoiled_rows<T, kDim>(args, unit, part, first_row, rows.o, rows.factor, lse);
       rows.begin(lse);
       float weights[kLseSlots][2];
@@ -217,8 +211,8 @@ __device__ __forceinline__ void consume(const OwnArgs& args, OwnStorage<T, kDim>
             for (int i = 0; i < kLseSlots; ++i) {
               weights[i][0] = weights[i][1] = minus_infinity();
               if (slot + i >= budget) continue;
-              const float* from = storage.lse[reader.place.stage][i] + row +
-                                  lse_shift(args.partials, first_row, head, slot + i);
+              const float* from =
+                  storage.lse[reader.place.stage][i] + row + lse_shift(args.partials, first_row, head, slot + i);
               weights[i][0] = from[0], weights[i][1] = from[8];
             }
             rows.weigh(weights);
@@ -265,28 +259,29 @@ __device__ __forceinline__ void consume(const OwnArgs& args, OwnStorage<T, kDim>
   }
 }
 
-template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads, 1)
+template <class T, int kDim, int kGroups>
+__global__ void __launch_bounds__(OwnShape<kGroups>::kThreads, 1)
     attend_own_kernel(const __grid_constant__ OwnArgs args, const __grid_constant__ std::int64_t units,
                       const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                       const __grid_constant__ CUtensorMap v_map) {
   extern __shared__ char shared[];
-  auto& storage = *reinterpret_cast<OwnStorage<T, kDim>*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
+  using Storage = OwnStorage<T, kDim, kGroups>;
+  auto& storage = *reinterpret_cast<Storage*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
   if (threadIdx.x == 0) storage.init();
   // Only the merge needs what attend_history does, and that began when all before it was complete.
   if (args.partials.budget == 0) wait_for_launch_before();
   __syncthreads();
   if (threadIdx.x < 128) {
-    give_registers<kProducerRegisters>();
+    give_registers<OwnShape<kGroups>::kProducerRegisters>();
     if (threadIdx.x == 0) {
-      produce_pieces<T, kDim>(args, q_map, k_map, v_map, storage);
+      produce_pieces(args, q_map, k_map, v_map, storage);
       wait_for_launch_before();  // where there was nothing to merge: nothing may end before it
     } else if (threadIdx.x == 32) {
-      produce_units<T, kDim>(args, units, storage);
+      produce_units(args, units, storage);
     }
   } else {
-    take_registers<kConsumerRegisters>();
-    consume<T, kDim>(args, storage);
+    take_registers<OwnShape<kGroups>::kConsumerRegisters>();
+    consume(args, storage);
   }
 }
 
@@ -308,12 +303,21 @@ __global__ void fill_unheld_rows_kernel(const __grid_constant__ OwnArgs args, st
 void launch_attend_own(cudaStream_t stream, DType dtype, std::int64_t head_dim, const OwnArgs& args,
                        const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map) {
   if (args.rows == 0 || args.partials.heads == 0) return;
-  dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
-    const auto kernel = attend_own_kernel<T, kDim>;
-    constexpr int kBytes = sizeof(OwnStorage<T, kDim>) + 1024;
+  const auto launch = [&]<class T, int kDim, int kGroups>() {
+    const auto kernel = attend_own_kernel<T, kDim, kGroups>;
+    constexpr int kBytes = sizeof(OwnStorage<T, kDim, kGroups>) + 1024;
+    static_assert(kBytes <= 227 * 1024);
     const std::int64_t units = unit_count(args);
     const auto grid = static_cast<unsigned>(min(units, std::int64_t{multiprocessors()}));
-    launch_dependent(kernel, "attend_own_kernel", grid, kThreads, kBytes, stream, args, units, q_map, k_map, v_map);
+    launch_dependent(kernel, "attend_own_kernel", grid, OwnShape<kGroups>::kThreads, kBytes, stream, args, units, q_map,
+                     k_map, v_map);
+  };
+  dispatch_instance(dtype, head_dim, [&]<class T, int kDim>() {
+    if (own_unit_rows(args.block_size) == OwnShape<3>::kUnitRows) {
+      launch.template operator()<T, kDim, 3>();
+    } else {
+      launch.template operator()<T, kDim, 2>();
+    }
   });
 }
 

@@ -63,9 +63,7 @@ struct MergedRows {
   /// rows on that of the second.
   template <class T>
   __device__ __forceinline__ void add(const float (&weight)[2], T* results) {
-    const auto words_of = [&](int i, int part) {
-      return reinterpret_cast<uint4*>(results + i * 8 * kDim + part * 32);
-    };
+    const auto words_of = [&](int i, int part) { return reinterpret_cast<uint4*>(results + i * 8 * kDim + part * 32); };
     // Where there is none it may be anything, NaN too.
     if (__any_sync(0xffffffffu, weight[0] == 0.0f || weight[1] == 0.0f)) {
 #pragma unroll

@@ -45,10 +45,10 @@ __device__ __noinline__ void attend_row_alone(const OwnArgs& args, const T* q, c
 }
 
 /// The spoiled among the warp's rows, one after the other: o * factor and lse become right.
-template <class T, int kDim>
-__device__ __forceinline__ void attend_spoiled_rows(const OwnArgs& args, const Unit& unit, const GroupPart& part,
-                                                    std::int64_t first_row, float (&o)[kDim / 2], float (&factor)[2],
-                                                    float (&lse)[2]) {
+template <class T, int kDim, int kGroups>
+__device__ __forceinline__ void attend_spoiled_rows(const OwnArgs& args, const Unit<kGroups>& unit,
+                                                    const GroupPart& part, std::int64_t first_row, float (&o)[kDim / 2],
+                                                    float (&factor)[2], float (&lse)[2]) {
   bool spoiled[2] = {false, false};
 #pragma unroll
   for (int i = 0; i < kDim / 2; ++i) spoiled[i >> 1 & 1] |= !(fabsf(o[i]) <= FLT_MAX);
