@@ -136,10 +136,23 @@ TEST_P(CudaAttendShapes, BlockSizesAroundTheTiles) {
   expect_right(context, problem, choice.selection);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CudaAttendShapes,
-                         ::testing::Combine(::testing::Values(DType::kBFloat16, DType::kFloat16),
-                                            ::testing::Values(64, 128),
-                                            ::testing::Values(16, 17, 48, 64, 65, 100, 127, 128, 129, 192, 256, 300)));
+INSTANTIATE_TEST_SUITE_P(
+    All, CudaAttendShapes,
+    ::testing::Combine(::testing::Values(DType::kBFloat16, DType::kFloat16), ::testing::Values(64, 128),
+                       ::testing::Values(16, 17, 48, 64, 65, 100, 127, 128, 129, 192, 256, 300, 513)));
+
+/// The last rows of sequences whose keys came before: units begin anywhere in a block.
+TEST(CudaAttendChunks, OfLargeBlocks) {
+  for (const std::int64_t dim : {64, 128}) {
+    Case c = hard_case(DType::kBFloat16, dim, 300, 3, {150, 0, 700, 2}, 4, 2);
+    c.k_lengths = {1001, 40, 700, 900};
+    const Problem problem(c);
+    SerialContext oracle;
+    const Choice choice = cases::choose(oracle, reference_backend(), problem);
+    DeviceContext context;
+    expect_right(context, problem, choice.selection);
+  }
+}
 
 /// Every row with a past lists block 0 alone: the attention sink.
 TEST(CudaAttendChoice, AllRowsListBlockZero) {
@@ -169,18 +182,24 @@ TEST(CudaAttendChoice, SharedByHeads) {
   }
 }
 
-/// A limit that cuts the work into many slices changes no bit; neither does a second run.
+/// A limit that cuts the work into slices of rows or of heads changes no bit; neither does a second run.
 TEST(CudaAttendSlices, SameBitsWithLittleWorkspace) {
-  const Problem problem(hard_case(DType::kBFloat16, 128, 64, 4, {900, 300}, 4, 2));
-  SerialContext oracle;
-  const Choice choice = cases::choose(oracle, reference_backend(), problem);
-  DeviceContext wide, narrow(std::int64_t{400} << 10);
-  const Results a = attend_on_gpu(wide, problem, choice.selection);
-  const Results b = attend_on_gpu(narrow, problem, choice.selection);
-  const Results c = attend_on_gpu(wide, problem, choice.selection);
-  EXPECT_LE(narrow.most_held(), narrow.workspace_limit());
-  EXPECT_TRUE(cases::same_bits(a.out, b.out) && cases::same_bits(a.lse, b.lse));
-  EXPECT_TRUE(cases::same_bits(a.out, c.out) && cases::same_bits(a.lse, c.lse));
+  for (const std::int64_t block_size : {64, 300}) {
+    const Problem problem(hard_case(DType::kBFloat16, 128, block_size, 4, {900, 300}, 4, 2));
+    SerialContext oracle;
+    const Choice choice = cases::choose(oracle, reference_backend(), problem);
+    DeviceContext wide;
+    const Results expected = attend_on_gpu(wide, problem, choice.selection);
+    const auto expect_same = [&](const Results& other) {
+      EXPECT_TRUE(cases::same_bits(expected.out, other.out) && cases::same_bits(expected.lse, other.lse)) << block_size;
+    };
+    expect_same(attend_on_gpu(wide, problem, choice.selection));
+    for (const std::int64_t kib : {400, 2200}) {
+      DeviceContext narrow(kib << 10);
+      expect_same(attend_on_gpu(narrow, problem, choice.selection));
+      EXPECT_LE(narrow.most_held(), narrow.workspace_limit());
+    }
+  }
 }
 
 /// Many more tiles than the GPU works on at a time; rows here and there against plain loops in double precision.
