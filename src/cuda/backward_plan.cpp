@@ -19,12 +19,11 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 
 }  // namespace
 
-BackwardPlan::BackwardPlan(const BackwardShapes& shapes, std::int64_t limit) : shapes_(shapes) {
+BackwardPlan::BackwardPlan(const BackwardShapes& shapes, std::int64_t limit)
+    : shapes_(shapes), limit_(limit), beside_(shapes.rows * shapes.heads * shapes.dim * 4) {
   const std::int64_t longest = std::max<std::int64_t>(1, std::min(shapes.longest, shapes.keys));
   unit_tiles = ceil_div(std::min(shapes.block_size, longest), kUnitKeys);
   turns = takes_turns(unit_tiles, static_cast<int>(shapes.dim));
-  // Tiles in turns gain nothing from larger chunks.
-  allowed_ = limit + (turns ? 0 : shapes.rows * shapes.heads * shapes.dim * 4);
   for (std::int64_t count = 1; count <= shapes.kv_heads; ++count) {
     if (try_round(shapes.rows, shapes.kv_heads, ceil_div(shapes.kv_heads, count))) return;
   }
@@ -56,7 +55,7 @@ bool BackwardPlan::try_round(std::int64_t rows, std::int64_t round_heads, std::i
   // A unit of more tiles than an item may have gets fewer than 2 * tiles / tile_limit parts.
   const std::int64_t tiles = unit_tiles * (ceil_div(rows * heads * slots, tile_rows) + 2 * heads * block_rows);
   const std::int64_t slab = 2 * kUnitKeys * shapes_.dim;  // elements
-  const std::int64_t slab_bytes = std::max<std::int64_t>(1, allowed_ / 6);
+  const std::int64_t slab_bytes = std::max<std::int64_t>(1, (turns ? limit_ : limit_ + beside_) / 6);
   tile_limit = std::max(kFewestItemTiles, ceil_div(2 * tiles * slab * 4, slab_bytes));
   const std::int64_t parts = ceil_div(2 * tiles, tile_limit);
   chunk_units = block_rows * kv_heads * unit_tiles;
@@ -78,6 +77,8 @@ bool BackwardPlan::try_round(std::int64_t rows, std::int64_t round_heads, std::i
                                   kBackwardInverseItemRows);
   }
   bytes_ += sums * 4;
+  // Tiles in turns gain nothing from larger chunks, only from more rows in a round.
+  allowed_ = limit_ + (turns ? std::min(sums * 4, beside_) : beside_);
   // Units, rows of a list and places are counted in 32 bits.
   return bytes_ <= allowed_ && rows <= kMaxSliceRows && place_rows < (std::int64_t{1} << 32) - 1 &&
          chunk_units < std::int64_t{1} << 31;

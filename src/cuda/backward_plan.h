@@ -14,8 +14,8 @@ struct BackwardShapes {
 /// A round is some rows of some key/value heads, which one inverse serves; its chunks are key/value heads whose places
 /// are held together. All rows and heads are one round where that fits.
 struct BackwardPlan {
-  /// Scratch may be `limit` bytes and, where units have places of their own, 4 for each element of q, which dense
-  /// flash attention holds as well. Error (kWorkspace) where 128 rows of one key/value head do not fit.
+  /// Scratch may be `limit` bytes and 4 for each element of q, which dense flash attention holds as well; where units
+  /// take turns, these for sums of dk and dv alone. Error (kWorkspace) where 128 rows of one key/value head do not fit.
   BackwardPlan(const BackwardShapes& shapes, std::int64_t limit);
 
   std::int64_t round_rows, round_kv_heads, chunk_kv_heads, chunks;  // chunks of a round
@@ -39,6 +39,7 @@ struct BackwardPlan {
   bool try_round(std::int64_t rows, std::int64_t round_kv_heads, std::int64_t kv_heads);
 
   BackwardShapes shapes_;
+  std::int64_t limit_, beside_;  // bytes
   std::int64_t allowed_ = 0, bytes_ = 0;
 };
 
