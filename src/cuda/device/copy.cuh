@@ -2,7 +2,7 @@
 //
 // A tile of R rows and D columns of 2-byte elements lies in shared memory as D / 64 panels, one after the other; a
 // panel is R rows of 128 bytes, and the 16-byte chunk c of row r is at chunk (c ^ r % 8) of the row ("128-byte
-// swizzle"). The panel must start at a multiple of 1024 bytes. This is what the copy engine writes with
+// swizzle"). The panel must start at a multiple of kPanelAlignment. This is what the copy engine writes with
 // CU_TENSOR_MAP_SWIZZLE_128B, and what the descriptors of wgmma.cuh read.
 #pragma once
 
@@ -16,6 +16,14 @@ namespace moba::cuda {
 
 inline constexpr int kPanelColumns = 64;
 inline constexpr int kPanelRowBytes = 128;
+inline constexpr int kPanelAlignment = 1024;
+
+/// Where panels may begin in a kernel's dynamic shared memory, which must have kPanelAlignment bytes to spare.
+template <class Storage>
+__device__ __forceinline__ Storage& first_panel(void* dynamic) {
+  const std::uint32_t over = shared_address(dynamic) % kPanelAlignment;
+  return *reinterpret_cast<Storage*>(static_cast<char*>(dynamic) + (kPanelAlignment - over) % kPanelAlignment);
+}
 
 /// Bytes from the start of a tile of `rows` rows to the 16-byte chunk (of 8 elements) of a row.
 __device__ __forceinline__ int swizzled_offset(int rows, int row, int chunk) {

@@ -279,8 +279,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     attend_history_kernel(const __grid_constant__ HistoryArgs args, const __grid_constant__ CUtensorMap k_map,
                           const __grid_constant__ CUtensorMap v_map) {
   extern __shared__ char shared[];
-  auto& storage =
-      *reinterpret_cast<HistoryStorage<T, kDim, kKeys>*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
+  auto& storage = first_panel<HistoryStorage<T, kDim, kKeys>>(shared);
   if (threadIdx.x == 0) {
     prefetch_map(&k_map);
     prefetch_map(&v_map);
@@ -321,7 +320,7 @@ template <class T, int kDim, int kKeys>
 void launch(cudaStream_t stream, const HistoryArgs& args, const CUtensorMap& k_map, const CUtensorMap& v_map,
             std::int64_t max_units) {
   const auto kernel = attend_history_kernel<T, kDim, kKeys>;
-  constexpr int kBytes = sizeof(HistoryStorage<T, kDim, kKeys>) + 1024;
+  constexpr int kBytes = sizeof(HistoryStorage<T, kDim, kKeys>) + kPanelAlignment;
   const auto grid = static_cast<unsigned>(std::min<std::int64_t>(multiprocessors(), max_units));
   launch_dependent(kernel, "attend_history_kernel", grid, kThreads, kBytes, stream, args, k_map, v_map);
 }

@@ -265,8 +265,7 @@ __global__ void __launch_bounds__(OwnShape<kGroups>::kThreads, 1)
                       const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                       const __grid_constant__ CUtensorMap v_map) {
   extern __shared__ char shared[];
-  using Storage = OwnStorage<T, kDim, kGroups>;
-  auto& storage = *reinterpret_cast<Storage*>(shared + (1024 - shared_address(shared) % 1024) % 1024);
+  auto& storage = first_panel<OwnStorage<T, kDim, kGroups>>(shared);
   if (threadIdx.x == 0) storage.init();
   // Only the merge needs what attend_history does, and that began when all before it was complete.
   if (args.partials.budget == 0) wait_for_launch_before();
@@ -305,7 +304,7 @@ void launch_attend_own(cudaStream_t stream, DType dtype, std::int64_t head_dim, 
   if (args.rows == 0 || args.partials.heads == 0) return;
   const auto launch = [&]<class T, int kDim, int kGroups>() {
     const auto kernel = attend_own_kernel<T, kDim, kGroups>;
-    constexpr int kBytes = sizeof(OwnStorage<T, kDim, kGroups>) + 1024;
+    constexpr int kBytes = sizeof(OwnStorage<T, kDim, kGroups>) + kPanelAlignment;
     static_assert(kBytes <= 227 * 1024);
     const std::int64_t units = unit_count(args);
     const auto grid = static_cast<unsigned>(min(units, std::int64_t{multiprocessors()}));

@@ -4,6 +4,7 @@
 
 #include "cuda/cuda_check.h"
 #include "cuda/dependent_launch.h"
+#include "cuda/device/copy.cuh"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/instances.h"
 #include "cuda/launch.h"
@@ -86,8 +87,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
   __shared__ Item items[kItemSlots];
   __shared__ SequenceSpan few[kFewSequences + 1];
   constexpr int kColumns = Chooser::kColumns, kStageBytes = kColumns * kDim * 2;
-  constexpr int kSwizzleAtom = 1024;
-  std::uint8_t* const ring = raw + (kSwizzleAtom - shared_address(raw) % kSwizzleAtom) % kSwizzleAtom;
+  std::uint8_t* const ring = &first_panel<std::uint8_t>(raw);
   std::uint8_t* const stages = ring + shape.stages * kStageBytes;  // of scores, one of each warp
   std::uint8_t* const queues = stages + 4 * shape.groups * kWarpStageBytes;
 
@@ -310,7 +310,7 @@ template <class Chooser>
 void launch(cudaStream_t stream, DType dtype, const SelectProblem& problem, int k) {
   const Shape shape = shape_of<Chooser>(problem, k);
   const int shared_bytes = shape.stages * Chooser::kColumns * static_cast<int>(problem.head_dim) * 2 +
-                           shape.groups * group_bytes<Chooser>(k) + 1024;
+                           shape.groups * group_bytes<Chooser>(k) + kPanelAlignment;
   const unsigned blocks = static_cast<unsigned>(std::clamp<std::int64_t>(shape.items, 1, multiprocessors()));
   dispatch_instance(dtype, problem.head_dim, [&]<class T, int kDim>() {
     launch_dependent(select_kernel<T, kDim, Chooser>, "select_kernel", blocks,
