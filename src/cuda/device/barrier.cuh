@@ -22,6 +22,11 @@ struct Barrier {
   __device__ __forceinline__ void arrive() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&bits)) : "memory");
   }
+  /// Arrives once for all lanes of a warp, after what each of them did.
+  __device__ __forceinline__ void arrive_by_warp() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive();
+  }
   /// Arrives once and announces the bytes that copies will bring in this phase.
   __device__ __forceinline__ void arrive_expecting(std::uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&bits)), "r"(bytes)

@@ -31,10 +31,7 @@ struct Reader {
   Place place;
 
   __device__ __forceinline__ void wait(const Place& at) const { storage.full[at.stage].wait(at.parity); }
-  __device__ __forceinline__ void release(const Place& at) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) storage.empty[at.stage].arrive();
-  }
+  __device__ __forceinline__ void release(const Place& at) const { storage.empty[at.stage].arrive_by_warp(); }
   /// The same for a piece that was read by ordinary loads, which the copy engine's next piece could otherwise overtake.
   __device__ __forceinline__ void release_loaded(const Place& at) const {
     fence_async_proxy();
@@ -95,10 +92,6 @@ __device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit<
     float scores[kKeys / 2], shrink[2] = {0.0f, 0.0f};
     std::uint32_t p[kKeys / 4];
     const std::uint64_t q_tile = uniform_descriptor(tile_descriptor<Major::K>(storage.q[group], kRows));
-    const auto release_queries = [&] {
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) storage.q_empty[group].arrive();
-    };
     const auto query_key = [&](const Place& at) {
       const std::uint64_t k_tile = reader.template descriptor<Major::K>(at);
       wgmma_fence();
@@ -127,7 +120,7 @@ __device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit<
     wgmma_wait<0>();
     hold_registers(scores);
     reader.release(keys);
-    if (end == begin + 1) release_queries();
+    if (end == begin + 1) storage.q_empty[group].arrive_by_warp();
     mask(begin);
     state.update<kKeys, true>(scores, scale_log2, shrink);
     Place values = keys;
@@ -150,7 +143,7 @@ __device__ __forceinline__ void attend_own_keys(const OwnArgs& args, const Unit<
       wgmma_wait<1>();
       hold_registers(scores);
       reader.release(keys);
-      if (tile + 1 == end) release_queries();
+      if (tile + 1 == end) storage.q_empty[group].arrive_by_warp();
       mask(tile);
       state.update<kKeys, false>(scores, scale_log2, shrink);
       hold_registers(scores);  // the exponentials beside the product of probabilities and values
@@ -253,8 +246,7 @@ __device__ __forceinline__ void consume(const OwnArgs& args, OwnStorage<T, kDim,
         }
       }
     }
-    __syncwarp();
-    if (lane == 0) storage.unit_empty[unit_place.stage].arrive();
+    storage.unit_empty[unit_place.stage].arrive_by_warp();
     unit_place.advance();
   }
 }

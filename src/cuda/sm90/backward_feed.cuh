@@ -148,12 +148,12 @@ class GradientMover : public PackedWalk<kDim> {
       : Walk(chunk, shared), mover_(mover) {}
 
   __device__ void run() {
-    int turn = 0;
+    int next = 0;
     this->for_each_item([&](int, const BackwardItem& item) {
       for_each_tile<kRows>(chunk_, item, [&](const PackedTile& tile) {
-        if (turn == mover_ && lane() == 0) move(tile.number, item.unit.part_of_block);
+        if (next == mover_ && lane() == 0) move(tile.number, item.unit.part_of_block);
         __syncwarp();
-        turn ^= 1;
+        next ^= 1;
       });
     });
   }

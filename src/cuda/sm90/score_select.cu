@@ -177,8 +177,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
     const auto next_item = [&] {
       item_full[slot.stage].wait(slot.parity);
       const Item item = items[slot.stage];
-      __syncwarp();
-      if (lane == 0) item_empty[slot.stage].arrive();
+      item_empty[slot.stage].arrive_by_warp();
       slot.advance();
       return item;
     };
@@ -232,8 +231,7 @@ __global__ void __launch_bounds__((Chooser::kGroups + 1) * 128, 1)
               hold_registers(scores);
               hold_registers(query);
             }
-            __syncwarp();
-            if (lane == 0) empty[stage].arrive();
+            empty[stage].arrive_by_warp();
             advance();
           }
           const int first_column = column_tile * kColumns;
