@@ -132,5 +132,5 @@ void time_row(const BenchRow& row) {
 }  // namespace moba::test
 
 int main(int argc, char** argv) {
-  return moba::test::time_rows(argc, argv, moba::test::time_row);
+  return moba::test::time_rows(argc, argv, moba::test::kBenchRows, moba::test::time_row);
 }

@@ -141,5 +141,5 @@ MOBA_TIMED(tiles, "_ZN4moba4cuda16launch_add_tilesERKNS0_13BackwardChunkENS_5DTy
            (const BackwardChunk& chunk, DType dtype, cudaStream_t stream), (chunk, dtype, stream))
 
 int main(int argc, char** argv) {
-  return moba::test::time_rows(argc, argv, moba::test::time_row);
+  return moba::test::time_rows(argc, argv, moba::test::kBenchRows, moba::test::time_row);
 }

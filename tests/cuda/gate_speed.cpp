@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "cuda/bench_rows.h"
 #include "cuda/device.h"
 #include "cuda/gate.h"
 #include "cuda/inverse.h"
@@ -76,8 +77,24 @@ void report(const char* stage, double ms, double flops, double bytes) {
   std::printf(" %s %.3f ms (%.0f TF %.2f TB/s x%.1f)", stage, ms, flops / ms * 1e-9, bytes / ms * 1e-9, ms / floor_ms);
 }
 
-void time_case(std::int64_t n, std::int64_t heads, std::int64_t kv_heads, std::int64_t dim, std::int64_t block_size,
-               std::int64_t top_k, bool skewed) {
+constexpr std::int64_t kK = 1024;
+constexpr BenchRow kGateRows[] = {
+    {"8K 512,3", 8 * kK, 16, 16, 128, 512, 3},
+    {"32K 512,3", 32 * kK, 16, 16, 128, 512, 3},
+    {"32K 128,8", 32 * kK, 16, 16, 128, 128, 8},
+    {"128K 512,3", 128 * kK, 16, 16, 128, 512, 3},
+    {"128K 128,8", 128 * kK, 16, 16, 128, 128, 8},
+    {"128K 4096,12", 128 * kK, 16, 16, 128, 4096, 12},
+    {"128K 32/8 128,8", 128 * kK, 32, 8, 128, 128, 8},
+    {"64K d64 64,8", 64 * kK, 4, 4, 64, 64, 8},
+    {"128K 128,8 first", 128 * kK, 16, 16, 128, 128, 8, Choice::kFirst},
+    {"512K 128,8", 512 * kK, 16, 16, 128, 128, 8},
+    {"1M 4096,12", 1024 * kK, 16, 16, 128, 4096, 12},
+};
+
+void time_row(const BenchRow& row) {
+  const auto [name, n, heads, kv_heads, dim, block_size, top_k, choice, dtype] = row;
+  const bool skewed = choice == Choice::kFirst;
   const std::int64_t budget = top_k - 1, rows = block_rows(n, 1, block_size);
   DeviceContext context;
   context.poisons = false;
@@ -156,30 +173,5 @@ void time_case(std::int64_t n, std::int64_t heads, std::int64_t kv_heads, std::i
 }  // namespace moba::test
 
 int main(int argc, char** argv) {
-  constexpr std::int64_t kK = 1024;
-  struct Row {
-    const char* name;
-    std::int64_t tokens, heads, kv_heads, dim, block_size, top_k;
-    bool skewed = false;
-  };
-  constexpr Row kRows[] = {
-      {"8K 512,3", 8 * kK, 16, 16, 128, 512, 3},
-      {"32K 512,3", 32 * kK, 16, 16, 128, 512, 3},
-      {"32K 128,8", 32 * kK, 16, 16, 128, 128, 8},
-      {"128K 512,3", 128 * kK, 16, 16, 128, 512, 3},
-      {"128K 128,8", 128 * kK, 16, 16, 128, 128, 8},
-      {"128K 4096,12", 128 * kK, 16, 16, 128, 4096, 12},
-      {"128K 32/8 128,8", 128 * kK, 32, 8, 128, 128, 8},
-      {"64K d64 64,8", 64 * kK, 4, 4, 64, 64, 8},
-      {"128K 128,8 first", 128 * kK, 16, 16, 128, 128, 8, true},
-      {"512K 128,8", 512 * kK, 16, 16, 128, 128, 8},
-      {"1M 4096,12", 1024 * kK, 16, 16, 128, 4096, 12},
-  };
-  for (const Row& row : kRows) {
-    bool asked = argc == 1;
-    for (int i = 1; i < argc; ++i) asked |= std::strcmp(argv[i], row.name) == 0;
-    if (!asked) continue;
-    moba::test::time_case(row.tokens, row.heads, row.kv_heads, row.dim, row.block_size, row.top_k, row.skewed);
-  }
-  return 0;
+  return moba::test::time_rows(argc, argv, moba::test::kGateRows, moba::test::time_row);
 }
