@@ -74,7 +74,7 @@ void attend(Context& context, const AttendArgs& args) {
   const std::int64_t pair_bytes =
       groups.heads_per_list * (dim * size_of(args.q.dtype) + static_cast<std::int64_t>(sizeof(float)));
   const std::int64_t item_rows =
-      item_rows_for({0, rows, 0, lists}, budget, args.selection.block_size, groups, multiprocessors());
+      item_rows_for({0, rows, 0, lists}, budget, args.selection.block_size, dim, groups, multiprocessors());
   const Slice largest = largest_slice(rows, lists, budget, map.block_rows(), item_rows, pair_bytes,
                                       own_unit_rows(args.selection.block_size), context.workspace_limit() - map_bytes);
   const std::int64_t pairs = largest.rows * largest.lists * groups.heads_per_list * budget;

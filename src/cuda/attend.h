@@ -55,6 +55,11 @@ struct HistoryArgs {
 
 /// Rows of keys in a box of the maps of k and v, for blocks of this size.
 int history_key_rows(std::int64_t block_size);
+/// Query rows that are worked on together. Short heads leave registers for a third warpgroup of 64, which hides more of
+/// the exponentials: they take as long as with long heads, beside half of the products.
+constexpr int history_tile_rows(std::int64_t head_dim) {
+  return head_dim == 64 ? 192 : 128;
+}
 
 /// Attention of gathered rows over the whole past blocks that they chose: one partial result for each entry.
 /// Persistent: `max_units`, at least the number of items times units_per_list, only bounds the grid.

@@ -8,7 +8,6 @@
 namespace moba::cuda {
 namespace {
 
-constexpr std::int64_t kFewestItemRows = 128;  // one tile of rows
 constexpr std::int64_t kMostItemRows = 1024;
 constexpr std::int64_t kMostStreamedItemRows = 256;
 /// Items that a multiprocessor should get: the last ones leave at most an eighth of it idle.
@@ -25,13 +24,14 @@ HeadGroups head_groups(std::int64_t heads, std::int64_t kv_heads, std::int64_t s
   return groups;
 }
 
-std::int64_t item_rows_for(const Slice& slice, std::int64_t budget, std::int64_t block_size, const HeadGroups& groups,
-                           int multiprocessors) {
+std::int64_t item_rows_for(const Slice& slice, std::int64_t budget, std::int64_t block_size, std::int64_t head_dim,
+                           const HeadGroups& groups, int multiprocessors) {
   const std::int64_t entries = slice.rows * slice.lists * budget * groups.units_per_list;
   const bool streamed = block_size > history_key_rows(block_size);
   const std::int64_t share = entries / (multiprocessors * kItemsPerMultiprocessor);
-  return std::clamp((share + kFewestItemRows - 1) / kFewestItemRows * kFewestItemRows, kFewestItemRows,
-                    streamed ? kMostStreamedItemRows : kMostItemRows);
+  const std::int64_t tile = history_tile_rows(head_dim);
+  const std::int64_t most_tiles = (streamed ? kMostStreamedItemRows : kMostItemRows) / tile;
+  return std::clamp((share + tile - 1) / tile, std::int64_t{1}, most_tiles) * tile;
 }
 
 Slice largest_slice(std::int64_t rows, std::int64_t lists, std::int64_t budget, std::int64_t block_rows,

@@ -66,7 +66,7 @@ void time_row(const BenchRow& row) {
   const cuda::HeadGroups groups = cuda::head_groups(h, hk, h);
   const cuda::Slice slice{0, n, 0, h};
   const cuda::BlockMap map(context, args.batch, n, n, row.block_size);
-  const std::int64_t item_rows = cuda::item_rows_for(slice, budget, row.block_size, groups, cuda::multiprocessors());
+  const std::int64_t item_rows = cuda::item_rows_for(slice, budget, row.block_size, d, groups, cuda::multiprocessors());
   cuda::BlockInverse inverse(context, map, args.selection, slice, item_rows);
   const Memory partial_out(n * h * budget * d * 2), partial_lse(n * h * budget * 4 + 20);  // see attend()
   cuda::HistoryArgs history;

@@ -57,6 +57,22 @@ std::vector<Shape> shapes() {
   return result;
 }
 
+TEST(ItemRows, AreWholeTilesAndSmallWhereBlocksAreStreamed) {
+  const HeadGroups groups = head_groups(16, 16, 16);
+  for (const std::int64_t head_dim : {64, 128}) {
+    const std::int64_t tile = history_tile_rows(head_dim);
+    for (const std::int64_t block_size : {16, 64, 100, 128, 129, 512, 4096}) {
+      for (const Shape& shape : shapes()) {
+        const std::int64_t rows =
+            item_rows_for({0, shape.rows, 0, shape.lists}, shape.budget, block_size, head_dim, groups, 132);
+        ASSERT_EQ(rows % tile, 0) << "D " << head_dim << ", B " << block_size << ", " << shape.rows << " rows";
+        ASSERT_GE(rows, tile);
+        ASSERT_LE(rows, block_size > 128 ? 256 : 1024);
+      }
+    }
+  }
+}
+
 TEST(Segments, FitTheirCountersAndTheirScratch) {
   for (const Shape& shape : shapes()) {
     const Slice slice{0, shape.rows, 0, shape.lists};

@@ -36,6 +36,29 @@ __device__ __forceinline__ void copy_16_async(std::uint32_t shared, const void* 
                : "memory");
 }
 
+/// 16 bytes of shared memory.
+__device__ __forceinline__ uint4 load_words(std::uint32_t shared) {
+  uint4 words;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(shared)
+               : "memory");
+  return words;
+}
+
+/// Where `store`: 16 bytes to device memory that are read once, by another kernel, so that they need not stay in the L2
+/// cache. Without a branch.
+__device__ __forceinline__ void store_once_if(bool store, void* global, const uint4& words) {
+  asm volatile(
+      "{\n"
+      ".reg .pred store;\n"
+      "setp.ne.s32 store, %5, 0;\n"
+      "@store st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};\n"
+      "}\n" ::"l"(__cvta_generic_to_global(global)),
+      "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w), "r"(static_cast<int>(store))
+      : "memory");
+}
+
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -71,22 +94,6 @@ __device__ __forceinline__ void store_bulk(void* global, std::uint32_t shared, s
       : "memory");
 }
 
-/// The same by the lanes that say so, without a branch; the stores belong to a group once it is committed.
-__device__ __forceinline__ void store_bulk_if(bool store, void* global, std::uint32_t shared, std::uint32_t bytes,
-                                              std::uint64_t policy) {
-  asm volatile(
-      "{\n"
-      ".reg .pred store;\n"
-      "setp.ne.s32 store, %4, 0;\n"
-      "@store cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;\n"
-      "}\n" ::"l"(__cvta_generic_to_global(global)),
-      "r"(shared), "r"(bytes), "l"(policy), "r"(static_cast<int>(store))
-      : "memory");
-}
-__device__ __forceinline__ void commit_bulk_stores() {
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-
 /// `bytes` (a multiple of 16) from device to shared memory by the copy engine; they count on `barrier`.
 __device__ __forceinline__ void load_bulk(void* shared, const void* global, std::uint32_t bytes, Barrier* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -99,8 +106,8 @@ __device__ __forceinline__ void load_bulk(void* shared, const void* global, std:
 __device__ __forceinline__ void load_bulk_once(void* shared, const void* global, std::uint32_t bytes,
                                                Barrier* barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(shared)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(shared)),
       "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(&barrier->bits)), "l"(evict_first())
       : "memory");
 }

@@ -45,7 +45,6 @@ class Gatherer {
     shared_.full[place_.stage].arrive();
     shared_.full[place_.stage].arrive();
     mover_.drain(0);
-    wait_bulk_stores();
   }
 
  private:
@@ -177,18 +176,21 @@ class Gatherer {
     const int chunk = lane() % kChunks, sub_row = lane() / kChunks;
     const char* q = first_of(chunk_.q, head) + chunk * 16;
     const char* dout = first_of(chunk_.dout, head) + chunk * 16;
-    const std::uint32_t q_stride = static_cast<std::uint32_t>(chunk_.q.token_stride) * 2;
-    const std::uint32_t dout_stride = static_cast<std::uint32_t>(chunk_.dout.token_stride) * 2;
+    std::uint32_t q_stride = static_cast<std::uint32_t>(chunk_.q.token_stride) * 2;
+    std::uint32_t dout_stride = static_cast<std::uint32_t>(chunk_.dout.token_stride) * 2;
+    // Opaque, for one instruction an address: the compiler would take pointers apart and widen the strides.
+    asm volatile("" : "+l"(q), "+l"(dout), "+r"(q_stride), "+r"(dout_stride));
     const std::uint32_t offset =
         swizzled_offset(Shape::kRows, (static_cast<int>(threadIdx.x) >> 5) * kRowsAtOnce + sub_row, chunk);
     const std::uint32_t to_q = shared_address(stage.q) + offset, to_dout = shared_address(stage.dout) + offset;
 #pragma unroll
     for (int i = 0; i < kWarpRows / kRowsAtOnce; ++i) {
       const int source = i * kRowsAtOnce + sub_row;
-      const std::uint64_t from = __shfl_sync(kAll, row, source);
+      const std::uint32_t from = __shfl_sync(kAll, row, source);
       const bool copied = kFull || (valid >> source & 1u);
-      copy_16_async(to_q + i * kTurn * kPanelRowBytes, q + from * q_stride, copied);
-      copy_16_async(to_dout + i * kTurn * kPanelRowBytes, dout + from * dout_stride, copied);
+      copy_16_async(to_q + i * kTurn * kPanelRowBytes, q + static_cast<std::uint64_t>(from) * q_stride, copied);
+      copy_16_async(to_dout + i * kTurn * kPanelRowBytes, dout + static_cast<std::uint64_t>(from) * dout_stride,
+                    copied);
     }
   }
   __device__ __forceinline__ const char* first_of(const RowsOf& tensor, int head) const {

@@ -45,7 +45,6 @@ class RowMover {
       shared_.gradients_full[0].wait(gradients_parity_);
       gradients_parity_ ^= 1u;
       move_rows(pending_ == 3 ? places_[2] : pending_ == 2 ? places_[1] : places_[0]);
-      wait_bulk_reads();
       __syncwarp();
       if (lane() == 0) shared_.gradients_empty.arrive();
     }
@@ -54,22 +53,27 @@ class RowMover {
  private:
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) & 31; }
 
-  /// By one lane, with addresses that are the same in all: the copy engine's are, and where each lane has one of its
-  /// own the compiler makes a loop that takes twice as long. Unrolled further, this takes more registers than there
-  /// are.
+  /// Pieces of 16 bytes by all lanes: a bulk store for each row would cost the copy engine some 40 cycles, however
+  /// short the row.
   __device__ __forceinline__ void move_rows(std::uint32_t place) const {
-    constexpr int kRowBytes = GradientRows<kDim, false>::kRowBytes;
+    constexpr int kChunks = kDim / 8, kRowBytes = GradientRows<kDim, false>::kRowBytes;
+    constexpr int kSteps = Rows::kWarpRows / Rows::kRowsAtOnce, kBatch = 4;
+    const int chunk = lane() % kChunks, sub_row = lane() / kChunks;
     const std::uint32_t from = shared_address(shared_.query_gradients) +
-                               uniform(static_cast<int>(threadIdx.x) >> 5) * Rows::kRowsAtOnce * kRowBytes;
-    const std::uint64_t policy = evict_first();
-#pragma unroll 4
-    for (int i = 0; i < Rows::kWarpRows; ++i) {
-      const std::uint32_t to = __shfl_sync(0xffffffffu, place, i);
-      store_bulk_if(lane() == 0 && to != kNoPlace,
-                    static_cast<T*>(chunk_.partials) + static_cast<std::uint64_t>(to) * kDim,
-                    from + (i / Rows::kRowsAtOnce * Rows::kTurn + i % Rows::kRowsAtOnce) * kRowBytes, kDim * 2, policy);
+                               ((static_cast<int>(threadIdx.x) >> 5) * Rows::kRowsAtOnce + sub_row) * kRowBytes +
+                               chunk * 16;
+    T* const to = static_cast<T*>(chunk_.partials) + chunk * 8;
+#pragma unroll
+    for (int first = 0; first < kSteps; first += kBatch) {
+      uint4 words[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) words[i] = load_words(from + (first + i) * Rows::kTurn * kRowBytes);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const std::uint32_t row = __shfl_sync(0xffffffffu, place, (first + i) * Rows::kRowsAtOnce + sub_row);
+        store_once_if(row != kNoPlace, to + static_cast<std::uint64_t>(row) * kDim, words[i]);
+      }
     }
-    commit_bulk_stores();
   }
 
   const BackwardChunk& chunk_;

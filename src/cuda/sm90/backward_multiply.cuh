@@ -49,7 +49,7 @@ class Multiplier {
   __device__ __forceinline__ void first_scores(float (&p)[kRows / 2], int flags) {
     shared_.keys_full.wait(keys_parity_);
     keys_parity_ ^= 1u;
-    fence_async_proxy();  // cp.async wrote the operands as ordinary stores
+    fence_async_proxy();      // cp.async wrote the operands as ordinary stores
     float scores[kRows / 2];  // not p: with two places that multiply into it D = 64 spills
     multiply_scores(scores);
     wgmma_wait<0>();
@@ -120,11 +120,11 @@ class Multiplier {
     return next;
   }
 
-  /// dQ of a tile to where it is moved from; the slopes that it was made of, in `buffer`, which changes with every tile,
-  /// may go.
+  /// dQ of a tile to where it is moved from; the slopes that it was made of, in `buffer`, which changes with every
+  /// tile, may go.
   __device__ __forceinline__ void give_queries(int buffer, const float (&dq)[32]) {
     store_queries(dq);
-    fence_async_proxy();
+    if constexpr (kTurns) fence_async_proxy();  // the copy engine reads them
     __syncwarp();
     arrive_by_one(shared_.slopes_empty[buffer]);
     arrive_by_one(shared_.gradients_full[kTurns ? buffer : 0]);

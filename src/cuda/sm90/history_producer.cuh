@@ -8,25 +8,34 @@
 
 namespace moba::cuda::history {
 
-inline constexpr int kRows = 128;                           // query rows of a tile
-inline constexpr int kConsumerWarps = 8;                    // two warpgroups
-inline constexpr int kThreads = 128 + kConsumerWarps * 32;  // the producers first
+inline constexpr int kGroupRows = 64;  // query rows of a multiplying warpgroup
 inline constexpr int kQueryStages = 3;
 inline constexpr int kKeyStages = 2;
 inline constexpr int kUnitStages = 4;
 inline constexpr int kGatherWarps = 3;  // of the producers; the first warp orders keys and values
-inline constexpr int kGatherRows = 48;  // of a tile by each of them: 48, 48 and 32
 inline constexpr unsigned kPollNanoseconds = 40;
-inline constexpr int kProducerRegisters = 72;
-inline constexpr int kConsumerRegisters = 216;  // 128 * 72 + 256 * 216 <= 384 * 168, which the launch has
 inline constexpr std::uint32_t kNoPlace = 0xffffffffu;
+
+/// What depends on the number of multiplying warpgroups: three where short heads leave the registers for it.
+template <int kDim>
+struct HistoryShape {
+  static constexpr int kGroups = history_tile_rows(kDim) / kGroupRows;
+  static_assert(kGroups == 2 || kGroups == 3);
+  static constexpr int kRows = kGroups * kGroupRows;  // of a tile
+  static constexpr int kConsumerWarps = 4 * kGroups;
+  static constexpr int kThreads = 128 + kConsumerWarps * 32;  // the producers first
+  static constexpr int kGatherRows = kGroups == 2 ? 48 : 64;  // of a tile by each warp: 48, 48 and 32; or 64
+  // Together what the launch has: 384 times 168 or 512 times 128.
+  static constexpr int kProducerRegisters = kGroups == 2 ? 72 : 80;
+  static constexpr int kConsumerRegisters = kGroups == 2 ? 216 : 144;
+};
 
 /// What the multiplying warpgroups must know of a tile of rows; key_tiles == 0 ends the work.
 struct TileInfo {
   std::int32_t key_tiles;
   std::int32_t tail;  // keys of the last tile of keys
   std::int32_t first_of_unit, last_of_unit;
-  std::int32_t half;  // whether the second half of the rows are none
+  std::int32_t groups;  // of 64 rows; the warpgroups behind them have none
 
   /// Each tile of keys comes for this tile of rows and goes after it, but for those that stay for a whole unit.
   __device__ __forceinline__ bool keys_arrive() const { return key_tiles > 1 || first_of_unit; }
@@ -35,6 +44,7 @@ struct TileInfo {
 
 template <class T, int kDim, int kKeys>
 struct HistoryStorage {
+  static constexpr int kRows = HistoryShape<kDim>::kRows;
   alignas(1024) T q[kQueryStages][kRows * kDim];
   alignas(1024) T k[kKeyStages][kKeys * kDim];
   alignas(1024) T v[kKeyStages][kKeys * kDim];
@@ -65,7 +75,7 @@ struct Unit {
     head = (args.first_list + item.list) * groups.heads_per_list + unit * groups.heads_per_unit;
     rows = item.count * groups.heads_per_unit;
   }
-  __device__ __forceinline__ int tiles() const { return (rows + kRows - 1) / kRows; }
+  __device__ __forceinline__ int tiles(int tile_rows) const { return (rows + tile_rows - 1) / tile_rows; }
   __device__ __forceinline__ int key_tiles(int keys) const { return (item.keys + keys - 1) / keys; }
 };
 
@@ -111,7 +121,9 @@ __device__ __forceinline__ void produce_keys(const HistoryArgs& args, const CUte
     unit_place.advance();
     if (!unit.valid) return;
     const int key_tiles = unit.key_tiles(kKeys);
-    const int rounds = key_tiles == 1 ? 1 : unit.tiles();  // a single tile of keys stays for all tiles of rows
+    const int rounds =
+        key_tiles == 1 ? 1
+                       : unit.tiles(HistoryShape<kDim>::kRows);  // a single tile of keys stays for all tiles of rows
     const std::int32_t kv_head = unit.head / args.groups.heads_per_kv;
     for (int round = 0; round < rounds; ++round) {
       for (int tile = 0; tile < key_tiles; ++tile) {
@@ -149,7 +161,8 @@ __device__ __forceinline__ void gather_rows(const HistoryArgs& args, std::uint32
   const std::uint32_t base = shared_address(shared) + first_row * kPanelRowBytes;
   std::uint32_t to[kPeriod];
 #pragma unroll
-  for (int i = 0; i < kPeriod; ++i) to[i] = base + swizzled_offset(kRows, i * kRowsAtOnce + row, chunk);
+  for (int i = 0; i < kPeriod; ++i)
+    to[i] = base + swizzled_offset(HistoryShape<kDim>::kRows, i * kRowsAtOnce + row, chunk);
   const uint4* q = static_cast<const uint4*>(args.q) + chunk;
 #pragma unroll
   for (int first = 0; first < kSteps; first += kBatch) {
@@ -167,6 +180,7 @@ __device__ __forceinline__ void gather_rows(const HistoryArgs& args, std::uint32
 /// Three warps: rows of unit after unit, as far ahead as there is room. The first of them also takes the units.
 template <class T, int kDim, int kKeys>
 __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistoryStorage<T, kDim, kKeys>& storage) {
+  constexpr int kRows = HistoryShape<kDim>::kRows, kGatherRows = HistoryShape<kDim>::kGatherRows;
   const int warp = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
   const bool leads = warp == 0 && lane == 0;
   const int first_row = warp * kGatherRows, rows = min(kGatherRows, kRows - first_row);
@@ -208,14 +222,15 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
   };
 
   Unit unit = take_unit();
-  int tile = 0, tiles = unit.tiles();
+  int tile = 0, tiles = unit.tiles(kRows);
   Lookup lookup[2];
-  std::int32_t keys, marks;  // of the block; 1: the first tile of its unit, 2: the last, 4: half a tile
+  std::int32_t keys, marks;  // of the block; 1: the first tile of its unit, 2: the last, and 4 * groups of rows
   const auto look_up = [&] {
     lookup[0].find(args, unit, tile * kRows + first_row + row);
     if (row + 32 < rows) lookup[1].find(args, unit, tile * kRows + first_row + 32 + row);
     keys = unit.valid ? unit.item.keys : 0;
-    marks = (tile == 0 ? 1 : 0) + (tile + 1 == tiles ? 2 : 0) + (unit.rows - tile * kRows <= kRows / 2 ? 4 : 0);
+    const std::int32_t groups = (min(unit.rows - tile * kRows, kRows) + kGroupRows - 1) / kGroupRows;
+    marks = (tile == 0 ? 1 : 0) + (tile + 1 == tiles ? 2 : 0) + 4 * groups;
   };
   look_up();
   while (true) {
@@ -224,7 +239,7 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
     if (now_keys > 0) {
       if (++tile == tiles) {
         unit = take_unit();
-        tile = 0, tiles = unit.tiles();
+        tile = 0, tiles = unit.tiles(kRows);
       }
       look_up();  // used in the next round
     }
@@ -239,7 +254,7 @@ __device__ __forceinline__ void produce_rows(const HistoryArgs& args, HistorySto
     if (leads) {
       const std::int32_t key_tiles = (now_keys + kKeys - 1) / kKeys;
       storage.info[q_place.stage] = {key_tiles, now_keys - (key_tiles - 1) * kKeys, now_marks & 1, now_marks & 2,
-                                     now_marks & 4};
+                                     now_marks >> 2};
     }
     if (now_keys > 0) {
       place[row] = now[0].place(args);
