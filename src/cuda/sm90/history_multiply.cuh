@@ -189,8 +189,8 @@ class Multiplier {
     }
   }
 
-  /// One step after the other; only a tile's results are stored beside the first product of the next. The other
-  /// warpgroups' steps hide what this one waits for.
+  /// One step after the other; the other warpgroups' steps hide what this one waits for. At a tile's end its log-sum-exps
+  /// and the next tile's beginning go beside the last product.
   __device__ __forceinline__ void run_apart() {
     tile_ = begin_tile();
     while (tile_.key_tiles > 0) {
@@ -205,6 +205,7 @@ class Multiplier {
       key_tile_ = 0;
       if (tile_.keys_arrive()) storage_.k_full[k_place_.stage].wait(k_place_.parity);
       query_key(queries(), keys());
+      // ptxas waits for the product here, since this reads accumulators; rounding them before it was no faster.
       store_ended();
       wgmma_wait<0>();
       hold_registers(scores_);
