@@ -79,7 +79,7 @@ check:  ## format, layering and file-size rules
 
 format:  ## rewrite the sources with clang-format
 	@scripts/install_deps.sh test
-	@git ls-files '*.h' '*.cpp' | xargs .venv/bin/clang-format -i
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs .venv/bin/clang-format -i
 
 bench: build  ## attention on this CPU against torch's dense attention
 	@$(BUILD)/moba bench attend --device cpu

@@ -1,5 +1,5 @@
-// Times decode steps over a cache in pages, as replays of a graph of many steps: microseconds of a step, its bytes by the
-// time, and the share of the speed of a copy in the same run. Results are checked by cuda_tests.
+// Times decode steps over a cache in pages, as replays of a graph of many steps: microseconds of a step, its bytes by
+// the time, and the share of the speed of a copy in the same run. Results are checked by cuda_tests.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -139,7 +139,8 @@ void time_row(cudaStream_t stream, const Row& row, double copy_speed) {
   paged.count = static_cast<std::int32_t>(row.batch);
   const auto of_batch = [&](int i) {
     cuda::PagedSequences batch = paged;
-    for (std::int64_t s = 0; s < row.batch; ++s) batch.sequence[s] = static_cast<std::int32_t>(i % batches * row.batch + s);
+    for (std::int64_t s = 0; s < row.batch; ++s)
+      batch.sequence[s] = static_cast<std::int32_t>(i % batches * row.batch + s);
     return batch;
   };
   const auto problem_of = [&](int i) {
@@ -175,7 +176,8 @@ void time_row(cudaStream_t stream, const Row& row, double copy_speed) {
   std::vector<std::int32_t> list(static_cast<std::size_t>(row.batch * lists * budget));
   for (int b = 0; b < batches; ++b) {
     choose(b, 1);
-    check_cuda(cudaMemcpyAsync(list.data(), blocks.data, list.size() * 4, cudaMemcpyDeviceToHost, stream), "cudaMemcpy");
+    check_cuda(cudaMemcpyAsync(list.data(), blocks.data, list.size() * 4, cudaMemcpyDeviceToHost, stream),
+               "cudaMemcpy");
     check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     const std::size_t per_kv = list.size() / static_cast<std::size_t>(row.batch * row.kv_heads);
     for (std::size_t i = 0; i < list.size(); i += per_kv) {

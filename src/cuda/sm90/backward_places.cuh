@@ -81,7 +81,9 @@ class PlaceSums {
     std::uint64_t dq = 0;  // address
   };
 
-  static __device__ __forceinline__ int lane() { return Row::lane(); }
+  static __device__ __forceinline__ int lane() {
+    return Row::lane();
+  }
 
   __device__ __forceinline__ Rows take_rows() {
     const std::uint32_t heads = static_cast<std::uint32_t>(chunk_.kv_heads * chunk_.group);
@@ -99,13 +101,13 @@ class PlaceSums {
     const int own = static_cast<int>(lookup_.own_block(row));
     const std::int64_t position = row + lookup_.shift;
     if (position < 0) return rows;
-    const int own_units = chunk_.unit_tiles == 1 ? 1
-                                                 : static_cast<int>(position - own * chunk_.block_size) / kUnitKeys + 1;
+    const int own_units =
+        chunk_.unit_tiles == 1 ? 1 : static_cast<int>(position - own * chunk_.block_size) / kUnitKeys + 1;
     rows.places = chunk_.budget * chunk_.unit_tiles + own_units;
     const std::int32_t list_head =
         static_cast<std::int32_t>(static_cast<std::int64_t>(head) * chunk_.selection_heads / chunk_.heads);
-    rows.listed = listed_slots(
-        chunk_.blocks + row * chunk_.blocks_row_stride + list_head * chunk_.blocks_head_stride, own);
+    rows.listed =
+        listed_slots(chunk_.blocks + row * chunk_.blocks_row_stride + list_head * chunk_.blocks_head_stride, own);
     return rows;
   }
 
@@ -174,7 +176,7 @@ class PlaceSums {
 
   /// Places whose slots are not listed hold anything.
   __device__ __forceinline__ void add_listed(const PieceStage& stage, int first, int count, std::uint64_t listed,
-                                          float (&sums)[Row::kShare]) const {
+                                             float (&sums)[Row::kShare]) const {
     listed |= std::uint64_t{1} << chunk_.budget;
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {

@@ -88,8 +88,8 @@ static_assert(!takes_turns(kFewestTurns, 64));
 struct TilePart {
   float4 low = {}, high = {};
   __device__ void load(const BackwardChunk& chunk, std::uint32_t row, int lane) {
-    const float4* from = static_cast<const float4*>(chunk.partials) +
-                         static_cast<std::uint64_t>(row) * (kTileDim / 4) + (2 * lane ^ (row & 1) * 4);
+    const float4* from = static_cast<const float4*>(chunk.partials) + static_cast<std::uint64_t>(row) * (kTileDim / 4) +
+                         (2 * lane ^ (row & 1) * 4);
     low = __ldcs(from);
     high = __ldcs(from + 1);
   }
@@ -136,8 +136,8 @@ __global__ void __launch_bounds__(kThreads) add_tiles_kernel(const BackwardChunk
       part.load(chunk, tile_rows[chunk.budget], lane);
       part.add_to(sums);
     }
-    T* to = static_cast<T*>(chunk.dq.data) + row * chunk.dq.token_stride + head * chunk.dq.head_stride +
-            lane / 2 * 16 + lane % 2 * 4;
+    T* to = static_cast<T*>(chunk.dq.data) + row * chunk.dq.token_stride + head * chunk.dq.head_stride + lane / 2 * 16 +
+            lane % 2 * 4;
     *reinterpret_cast<uint2*>(to) = {pack<T>(sums[0], sums[1]), pack<T>(sums[4], sums[5])};
     *reinterpret_cast<uint2*>(to + 8) = {pack<T>(sums[2], sums[3]), pack<T>(sums[6], sums[7])};
   }

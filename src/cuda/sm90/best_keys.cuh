@@ -15,8 +15,8 @@ __device__ __forceinline__ std::uint32_t key_of(float score) {
 }
 
 /// Calls keep(place, index, key, kept) for 32 indices at a time, whole warps; kept holds for the `wanted` greatest of
-/// load(0), load(1), … load(count - 1), whose places count from 0 in the order of the indices: fewer where fewer are not
-/// 0. Returns their number. count <= 32 * kPerLane. All is loaded before the first call.
+/// load(0), load(1), … load(count - 1), whose places count from 0 in the order of the indices: fewer where fewer are
+/// not 0. Returns their number. count <= 32 * kPerLane. All is loaded before the first call.
 template <int kPerLane, class Load, class Keep>
 __device__ __forceinline__ int keep_best(int count, int wanted, Load&& load, Keep&& keep) {
   constexpr std::uint32_t kAll = 0xffffffffu;

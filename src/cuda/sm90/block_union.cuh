@@ -31,10 +31,10 @@ inline constexpr int kListBits = 4;
 static_assert(1 << kListBits == kHeadTile);
 inline constexpr std::uint32_t kNoEntry = 0xffffffffu;
 
-/// Makes the union of `lists` lists of `budget` places that lie in result.block, one after the other, for CTAs of kWarps
-/// warps. As src/sequences.h: an entry counts where it is above those that counted before it in its list and below
-/// `own`; -1 is padding; others set kSelectionOutOfRange. For all threads of the CTA, which have synchronised after the
-/// lists were written, and which it leaves synchronised.
+/// Makes the union of `lists` lists of `budget` places that lie in result.block, one after the other, for CTAs of
+/// kWarps warps. As src/sequences.h: an entry counts where it is above those that counted before it in its list and
+/// below `own`; -1 is padding; others set kSelectionOutOfRange. For all threads of the CTA, which have synchronised
+/// after the lists were written, and which it leaves synchronised.
 template <int kWarps>
 __device__ __forceinline__ void unite_blocks(BlockUnion& result, UnionEntries& scratch, int lists, int budget, int own,
                                              std::int32_t* error_word) {

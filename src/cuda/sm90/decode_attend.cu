@@ -1,8 +1,9 @@
-// Attention of a decode step, with the choice before it where the heads that attend together choose together. A unit is a
-// (row, key/value head, up to 16 of its query heads); a cluster of CTAs, and the warps of each, share the 16-key tiles of
-// the unit's blocks: the union of what its heads chose, each block read once, and the own block. A warp goes through its tiles by itself: keys and values come in 16-byte pieces into a ring of
-// shared memory where every lane finds its own operands of the tensor cores, so lanes exchange nothing and wait for
-// nobody. Parts are merged in the order of the tiles, over warps, then over CTAs through each other's shared memory.
+// Attention of a decode step, with the choice before it where the heads that attend together choose together. A unit is
+// a (row, key/value head, up to 16 of its query heads); a cluster of CTAs, and the warps of each, share the 16-key
+// tiles of the unit's blocks: the union of what its heads chose, each block read once, and the own block. A warp goes
+// through its tiles by itself: keys and values come in 16-byte pieces into a ring of shared memory where every lane
+// finds its own operands of the tensor cores, so lanes exchange nothing and wait for nobody. Parts are merged in the
+// order of the tiles, over warps, then over CTAs through each other's shared memory.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -23,13 +24,13 @@
 namespace moba::cuda {
 namespace {
 
-constexpr int kKeys = 16;               // of a tile
-constexpr int kPieceBytes = 16 * 32;    // one 16-byte piece of each lane
+constexpr int kKeys = 16;             // of a tile
+constexpr int kPieceBytes = 16 * 32;  // one 16-byte piece of each lane
 
 /// Sizes of an instance. kRows: query heads of a unit, 8 or 16.
 template <int kDim>
 struct Tile {
-  static constexpr int kKeyPieces = 2 * kDim / 32;   // of each lane: rows g and g + 8
+  static constexpr int kKeyPieces = 2 * kDim / 32;    // of each lane: rows g and g + 8
   static constexpr int kValuePieces = 4 * kDim / 64;  // rows 2t, 2t + 1, 2t + 8, 2t + 9
   static constexpr int kBytes = (kKeyPieces + kValuePieces) * kPieceBytes;
   static constexpr int kStages = 24 * 1024 / kBytes;  // of a warp
@@ -42,8 +43,8 @@ struct Part {
   float maximum[kHeadTile], sum[kHeadTile];
 };
 
-/// What is needed at different times lies in the same place: `ring` is written once the lists are united, `part` once no
-/// other CTA reads `kept`.
+/// What is needed at different times lies in the same place: `ring` is written once the lists are united, `part` once
+/// no other CTA reads `kept`.
 template <int kDim, int kWarps>
 struct Shared {
   union {
@@ -388,8 +389,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   cluster_sync();
   for (int i = rank * kThreads + threadIdx.x; i < heads * kQuads; i += ranks * kThreads) {
     const int head = i / kQuads, column = i % kQuads * 4;
-    finish(head, column, merge<kDim, kMostCluster>(ranks, head, column, scale,
-                                                   [&](int r) { return of_rank(&shared.part, r); }));
+    finish(head, column,
+           merge<kDim, kMostCluster>(ranks, head, column, scale, [&](int r) { return of_rank(&shared.part, r); }));
   }
   cluster_sync();  // nobody leaves while its shared memory is read
 }
@@ -401,10 +402,9 @@ void launch(cudaStream_t stream, const DecodeProblem& problem, bool chooses) {
   constexpr int kBytes = sizeof(Shared<kDim, kWarps>);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "cudaFuncSetAttribute");
   cudaLaunchConfig_t config{};
-  config.gridDim =
-      dim3(static_cast<unsigned>(problem.cluster),
-           static_cast<unsigned>(problem.kv_heads * ((group + kHeadTile - 1) / kHeadTile)),
-           static_cast<unsigned>(problem.batch.count));
+  config.gridDim = dim3(static_cast<unsigned>(problem.cluster),
+                        static_cast<unsigned>(problem.kv_heads * ((group + kHeadTile - 1) / kHeadTile)),
+                        static_cast<unsigned>(problem.batch.count));
   config.blockDim = dim3(kWarps * 32);
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;

@@ -47,8 +47,8 @@ __device__ __forceinline__ Unit unit_of(const DecodeProblem& problem, int index)
   return {index, 1, 0, group, index * kvs, kvs, true};
 }
 
-/// What a row can choose from, as src/past_blocks.h: forced sinks, candidates [sinks, end), and the block before the own
-/// one where it is forced.
+/// What a row can choose from, as src/past_blocks.h: forced sinks, candidates [sinks, end), and the block before the
+/// own one where it is forced.
 struct Candidates {
   int sinks, end, past;
   int wanted;  // of the candidates
@@ -75,7 +75,7 @@ __device__ __forceinline__ void score_blocks(const DecodeProblem& problem, const
   const auto page_of = [&](int base, int i) {
     return rows.page((first + min(base + g + 8 * i, count - 1) + 1) * pages_per_block - 1);
   };
-  const auto fetch = [&](uint4 (&to)[kDim / 32], std::int64_t page, int kv) {
+  const auto fetch = [&](uint4(&to)[kDim / 32], std::int64_t page, int kv) {
     const T* from = representatives + page * problem.r_row_stride + kv * problem.r_head_stride;
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) to[j] = *reinterpret_cast<const uint4*>(from + 32 * j);
@@ -155,14 +155,14 @@ __device__ __forceinline__ void keep_of_chunk(Kept& kept, const std::uint32_t* k
   __syncwarp();
 }
 
-/// Fills `kept` from this CTA's share of the candidates. `keys` has room for kChunk scores of each list. For all threads
-/// of the cluster, which it leaves synchronised.
+/// Fills `kept` from this CTA's share of the candidates. `keys` has room for kChunk scores of each list. For all
+/// threads of the cluster, which it leaves synchronised.
 template <class T, int kDim, int kWarps>
 __device__ __forceinline__ void keep_best_of_share(const DecodeProblem& problem, const PagedRows& rows,
                                                    const Unit& unit, const Candidates& candidates, int row, int rank,
                                                    int ranks, Kept& kept, std::uint32_t* keys) {
-  const int share = ((candidates.end - candidates.sinks + ranks - 1) / ranks + kWarpBlocks - 1) / kWarpBlocks *
-                    kWarpBlocks;
+  const int share =
+      ((candidates.end - candidates.sinks + ranks - 1) / ranks + kWarpBlocks - 1) / kWarpBlocks * kWarpBlocks;
   const int begin = min(candidates.end, candidates.sinks + rank * share), end = min(candidates.end, begin + share);
   if (threadIdx.x < kHeadTile) kept.count[threadIdx.x] = 0;
   for (int first = begin; first < end && candidates.wanted > 0; first += kChunk) {

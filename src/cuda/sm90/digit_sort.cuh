@@ -36,8 +36,8 @@ struct DigitSort {
 
   /// Sorts by kBits bits from kShift on. All threads of the block; each warp names the words of the table that are its
   /// part, [begin, begin + count), and parts ascend with the warps. Words that are kNoWord vanish; the others lie at
-  /// the table's begin afterwards. Returns how many. `counters`: [kCounterWords] in shared memory. Ends with all threads
-  /// together.
+  /// the table's begin afterwards. Returns how many. `counters`: [kCounterWords] in shared memory. Ends with all
+  /// threads together.
   template <int kShift, int kBits>
   __device__ __forceinline__ static std::uint32_t pass(std::uint32_t* table, std::uint32_t* counters,
                                                        std::uint32_t begin, std::uint32_t count) {

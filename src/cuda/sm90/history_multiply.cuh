@@ -189,8 +189,8 @@ class Multiplier {
     }
   }
 
-  /// One step after the other; the other warpgroups' steps hide what this one waits for. At a tile's end its log-sum-exps
-  /// and the next tile's beginning go beside the last product.
+  /// One step after the other; the other warpgroups' steps hide what this one waits for. At a tile's end its
+  /// log-sum-exps and the next tile's beginning go beside the last product.
   __device__ __forceinline__ void run_apart() {
     tile_ = begin_tile();
     while (tile_.key_tiles > 0) {

@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kThreads, kListed == 8 ? 3 : 4) invert_count_k
   for (std::int64_t bin = threadIdx.x; bin < task.bins; bin += kThreads) task.counts[bin] = shared[bin];
 }
 
-/// Calls use(segment, count) for counts[list, first ... end, row] of a bin in ascending order; several are read at a time.
+/// Calls use(segment, count) for counts[list, first ... end, row] of a bin in ascending order; several are read at a
+/// time.
 template <class Use>
 __device__ __forceinline__ void walk_column(const InvertProblem& problem, std::int64_t bin, std::int64_t first,
                                             std::int64_t end, Use&& use) {
@@ -124,7 +125,8 @@ __global__ void __launch_bounds__(kScanThreads)
   for (std::int64_t first = begin; first < end; first += kScanThreads) {
     const std::int64_t bin = first + threadIdx.x;
     Sums mine{};
-    if (bin < end) mine = sums_of(sums_columns ? sum_column(problem, bin, 0, problem.segments, 0) : problem.totals[bin]);
+    if (bin < end)
+      mine = sums_of(sums_columns ? sum_column(problem, bin, 0, problem.segments, 0) : problem.totals[bin]);
     const auto scan = block_scan<kScanThreads>(mine, Sums{}, AddSums{});
     const Sums after = AddSums{}(AddSums{}(before, scan.exclusive), mine);
     if (bin < end) {

@@ -1,5 +1,5 @@
-// The scatter of invert where a list has thousands of block rows: tables of every warp for every bin would cost more than
-// the entries themselves. These are sorted by two digits of the bin instead, and each digit has a short table.
+// The scatter of invert where a list has thousands of block rows: tables of every warp for every bin would cost more
+// than the entries themselves. These are sorted by two digits of the bin instead, and each digit has a short table.
 #include "cuda/dependent_launch.h"
 #include "cuda/sm90/digit_sort.cuh"
 #include "cuda/sm90/invert_task.cuh"
@@ -60,8 +60,9 @@ __global__ void __launch_bounds__(kThreads, 2)
                        for (int u = 0; u < kListed; ++u) {
                          if (places.at[u] >= (rows - first_row) << kSlotBits) continue;
                          words[begin + first_row * budget + 32 * u + lane] =
-                             listed[u] >= 0 ? (static_cast<std::uint32_t>(listed[u]) << kBinShift) + in_batch + places.at[u]
-                                            : kNoWord;
+                             listed[u] >= 0
+                                 ? (static_cast<std::uint32_t>(listed[u]) << kBinShift) + in_batch + places.at[u]
+                                 : kNoWord;
                        }
                      });
     __syncwarp();

@@ -14,10 +14,7 @@ struct PagedRows {
   std::int32_t length, page_size, page_shift, pages;
 
   __device__ __forceinline__ PagedRows(const PagedSequences& batch, int row)
-      : error_word(batch.error_word),
-        page_size(batch.page_size),
-        page_shift(batch.page_shift),
-        pages(batch.pages) {
+      : error_word(batch.error_word), page_size(batch.page_size), page_shift(batch.page_shift), pages(batch.pages) {
     const std::int64_t sequence = batch.sequence[row];
     table = batch.tables + sequence * batch.table_stride;
     const std::int64_t tokens = batch.lengths[sequence * batch.length_stride];

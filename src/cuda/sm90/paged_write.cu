@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kThreads) write_tokens_kernel(const __grid_con
     for (int position = begin; position < end; ++position) {
       const std::int64_t row = rows.row(position);
       const std::int64_t from = part.first + position - before;
-      const uint4 key = *reinterpret_cast<const uint4*>(static_cast<const T*>(writes.k) + from * writes.k_row_stride +
-                                                        k_new);
+      const uint4 key =
+          *reinterpret_cast<const uint4*>(static_cast<const T*>(writes.k) + from * writes.k_row_stride + k_new);
       *reinterpret_cast<uint4*>(static_cast<T*>(tensors.k) + row * tensors.k_row_stride + k_old) = key;
       copy_piece<T>(writes.v, from * writes.v_row_stride + v_new, tensors.v, row * tensors.v_row_stride + v_old);
       if (sums) add_key(sum, key, T{});
@@ -155,7 +155,8 @@ __global__ void __launch_bounds__(kThreads)
     const Piece at(i, tensors.head_dim);
     float sum[kPiece] = {};
     for (int position = begin; position < rows.length; ++position) {
-      const std::int64_t place = rows.row(position) * tensors.k_row_stride + at.head * tensors.k_head_stride + at.column;
+      const std::int64_t place =
+          rows.row(position) * tensors.k_row_stride + at.head * tensors.k_head_stride + at.column;
       add_key(sum, *reinterpret_cast<const uint4*>(static_cast<const T*>(tensors.k) + place), T{});
     }
     store_sums(sums_of(tensors, batch.sequence[blockIdx.x], at), sum);
@@ -187,9 +188,8 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const __grid_constant_
     const std::int64_t row = rows.page(rows.page_index((block + 1) * tensors.block_size - 1));
     for (int i = threadIdx.x; i < pieces_of(tensors); i += kThreads) {
       const Piece at(i, tensors.head_dim);
-      copy_piece<T>(tensors.representatives,
-                    row * tensors.r_row_stride + at.head * tensors.r_head_stride + at.column, problem.representatives,
-                    block * row_size + i * kPiece);
+      copy_piece<T>(tensors.representatives, row * tensors.r_row_stride + at.head * tensors.r_head_stride + at.column,
+                    problem.representatives, block * row_size + i * kPiece);
     }
   }
 }

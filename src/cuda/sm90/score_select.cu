@@ -1,5 +1,6 @@
 // score_select: the best past blocks of each row. Warpgroups hold 64 query rows each in registers; representatives
-// stream through a ring in shared memory, 64 or 128 at a time; scores never leave the accumulators (see best_blocks.cuh).
+// stream through a ring in shared memory, 64 or 128 at a time; scores never leave the accumulators (see
+// best_blocks.cuh).
 #include <algorithm>
 
 #include "cuda/cuda_check.h"
