@@ -3,7 +3,6 @@
 
 #include "cuda/device/barrier.cuh"
 #include "cuda/device/copy.cuh"
-#include "cuda/device/thread.cuh"
 #include "cuda/sm90/backward.h"
 #include "cuda/sm90/backward_shared.cuh"
 
