@@ -3,6 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=0
+sources=('*.h' '*.cpp' '*.cu' '*.cuh')
 breach() { echo "check: $1" >&2; failed=1; }
 
 # forbid ROOM-GLOB PATTERN WHY: no file of the room includes what the pattern names.
@@ -25,14 +26,14 @@ prints=$(git ls-files 'include/*' 'src/*' 'bindings/*' 'lm/*' | grep -E '\.(h|cp
 
 while read -r lines file; do
   [ "$file" = total ] || [ "$lines" -le 700 ] || breach "$file has $lines lines (limit 700)"
-done < <(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' '*.py' '*.sh' | xargs wc -l)
+done < <(git ls-files "${sources[@]}" '*.py' '*.sh' | xargs wc -l)
 
-open=$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' '*.py' | xargs grep -nE '\b(TODO|FIXME|XXX|NotImplementedError)\b' /dev/null)
+open=$(git ls-files "${sources[@]}" '*.py' | xargs grep -nE '\b(TODO|FIXME|XXX|NotImplementedError)\b' /dev/null)
 [ -z "$open" ] || breach "left open in the code"$'\n'"$open"
 
 clang_format=.venv/bin/clang-format
 if [ -x $clang_format ]; then
-  bad=$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $clang_format --dry-run 2>&1 | grep -E 'warning' | cut -d: -f1 | sort -u)
+  bad=$(git ls-files "${sources[@]}" | xargs $clang_format --dry-run 2>&1 | grep -E 'warning' | cut -d: -f1 | sort -u)
   [ -z "$bad" ] || breach "not formatted (run: make format)"$'\n'"$bad"
 else
   echo "check: .venv/bin/clang-format is absent (scripts/install_deps.sh test): format not checked, skipped" >&2

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/device/copy.cuh"
 #include "cuda/sm90/score_queues.cuh"
 
 namespace moba::cuda {
@@ -107,13 +108,11 @@ class BestEight : public ScoreQueues<kSorted, 128> {
       columns[i][1] = load_word(list[i] + 4 * lane + 16);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        std::int32_t others[4];
-        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(others[0]), "=r"(others[1]), "=r"(others[2]), "=r"(others[3])
-                     : "r"(list[i] + 16 * half)
-                     : "memory");
+        const uint4 words = load_words(list[i] + 16 * half);
+        const std::uint32_t others[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-        for (const std::int32_t other : others) {
+        for (const std::uint32_t word : others) {
+          const auto other = static_cast<std::int32_t>(word);
           place[i][0] += other < columns[i][0];
           place[i][1] += other < columns[i][1];
         }

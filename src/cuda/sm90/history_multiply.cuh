@@ -99,6 +99,7 @@ class Multiplier {
   // Named barriers, of each warpgroup.
   static constexpr int kTailBarriers = 1;            // for cleared values
   static constexpr int kTurnBarriers = 1 + kGroups;  // for its turn at ordering products
+  static constexpr int kTurnThreads = 2 * 128;       // of the warpgroup that passes it and of the one that takes it
 
   /// S = Q K^T of a step beside the stores or the scaling that the step before left, O += P V of the step before beside
   /// the exponentials of this one. The warpgroups take turns so that one's exponentials hide behind the others'
@@ -129,7 +130,7 @@ class Multiplier {
         continue;
       }
       read_places(places_);
-      if (tile_.keys_arrive()) storage_.k_full[k_place_.stage].wait(k_place_.parity);
+      wait_for_keys(tile_);
       wait_for_turn();
       query_key(queries(), keys());
       pass_turn();
@@ -154,7 +155,7 @@ class Multiplier {
           read_places(next_places);
         }
         const int next_key_tile = ends ? 0 : key_tile_ + 1;
-        if (next.keys_arrive()) storage_.k_full[k_place_.stage].wait(k_place_.parity);
+        wait_for_keys(next);
         const std::uint64_t q_tile = queries(), k_tile = keys(), v_tile = values();
         wait_for_turn();
         query_key(q_tile, k_tile);
@@ -203,7 +204,7 @@ class Multiplier {
       state_ = RowState{};
       TileInfo next;
       key_tile_ = 0;
-      if (tile_.keys_arrive()) storage_.k_full[k_place_.stage].wait(k_place_.parity);
+      wait_for_keys(tile_);
       query_key(queries(), keys());
       // ptxas waits for the product here, since this reads accumulators; rounding them before it was no faster.
       store_ended();
@@ -227,7 +228,7 @@ class Multiplier {
         if (tile_.keys_leave()) release_values();
         if (ends) break;
         ++key_tile_;
-        if (tile_.keys_arrive()) storage_.k_full[k_place_.stage].wait(k_place_.parity);
+        wait_for_keys(tile_);
         query_key(queries(), keys());
         wgmma_wait<0>();
         hold_registers(scores_);
@@ -241,10 +242,10 @@ class Multiplier {
   }
 
   __device__ __forceinline__ void wait_for_turn() const {
-    named_sync(kTurnBarriers + group_, 256);
+    named_sync(kTurnBarriers + group_, kTurnThreads);
   }
   __device__ __forceinline__ void pass_turn() const {
-    named_arrive(kTurnBarriers + (group_ + 1 == kGroups ? 0 : group_ + 1), 256);
+    named_arrive(kTurnBarriers + (group_ + 1 == kGroups ? 0 : group_ + 1), kTurnThreads);
   }
 
   /// Waits for a tile, whose rows then are in storage.q at the place of queries.
@@ -313,6 +314,9 @@ class Multiplier {
     if (key_tile + 1 < tile.key_tiles) return;
     release_queries();
     if (tile.tail < kKeys) mask_tail<kKeys>(scores_, tile.tail);
+  }
+  __device__ __forceinline__ void wait_for_keys(const TileInfo& tile) const {
+    if (tile.keys_arrive()) storage_.k_full[k_place_.stage].wait(k_place_.parity);
   }
   __device__ __forceinline__ void wait_for_values() const {
     if (!tile_.keys_arrive()) return;
